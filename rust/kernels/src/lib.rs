@@ -1,0 +1,11 @@
+//! Ground floor of farthing: packed low-bit weights, SIMD kernels with run-time dispatch, and the thread pool.
+//!
+//! This crate knows numbers, not models. Each kernel has a scalar form that is its specification; every other form gives
+//! the same bits. Matrix products accumulate the inputs ascending with fused multiply-add; sums along a row use 16
+//! interleaved partial sums (index mod 16) and one fixed tree; so results do not depend on the number of rows, on
+//! threads or on the instruction set.
+
+pub mod format;
+pub mod isa;
+pub mod memory;
+pub mod pool;

@@ -1,0 +1,318 @@
+//! The decode pool: a fixed set of threads that spin between parallel regions and park when idle.
+//!
+//! A region runs one closure once per thread index; who does what is decided by the index alone, so results never
+//! depend on scheduling. Fork-join libraries cost 13–40 µs a region; a token of a small model has 150 regions.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How long a waiting thread spins before it parks.
+const SPIN: Duration = Duration::from_micros(100);
+
+#[repr(align(128))]
+struct Padded<T>(T);
+
+/// A borrowed closure with its lifetime erased; valid while the region that published it runs.
+#[derive(Clone, Copy)]
+struct Job {
+    data: *const (),
+    call: unsafe fn(*const (), usize),
+}
+
+struct Shared {
+    epoch: Padded<AtomicU32>,
+    pending: Padded<AtomicUsize>,
+    sleepers: Padded<AtomicUsize>,
+    stop: AtomicBool,
+    job: Padded<std::cell::UnsafeCell<Option<Job>>>,
+    gate: Mutex<()>,
+    wake: Condvar,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is written only by the thread that holds the region lock, before the release store of `epoch` that
+// workers acquire, and never while `pending` > 0. Everything else is atomic or locked.
+unsafe impl Sync for Shared {}
+// SAFETY: the raw pointers in `job` are used only inside a region, while the closure they borrow is alive.
+unsafe impl Send for Shared {}
+
+/// A persistent pool of `threads` workers, the calling thread counted as worker 0.
+pub struct Pool {
+    threads: usize,
+    process: u32,
+    region: Mutex<()>,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// A pool of `threads` (at least 1) workers; `threads - 1` are spawned.
+    pub fn new(threads: usize) -> Pool {
+        let shared = Arc::new(Shared {
+            epoch: Padded(AtomicU32::new(0)),
+            pending: Padded(AtomicUsize::new(0)),
+            sleepers: Padded(AtomicUsize::new(0)),
+            stop: AtomicBool::new(false),
+            job: Padded(std::cell::UnsafeCell::new(None)),
+            gate: Mutex::new(()),
+            wake: Condvar::new(),
+            panic: Mutex::new(None),
+        });
+        let spawn = |index: usize| {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name(format!("farthing-{index}")).spawn(move || work(&shared, index))
+        };
+        // A system that refuses a thread gets a smaller pool; the results are the same.
+        let workers: Vec<_> = (1..threads.max(1)).map_while(|index| spawn(index).ok()).collect();
+        Pool { threads: workers.len() + 1, process: std::process::id(), region: Mutex::new(()), shared, workers }
+    }
+
+    /// Number of workers, the caller included.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Calls `body(index)` once for each index in `0..threads()`, in parallel, and returns when all have returned.
+    ///
+    /// Callers on several threads take turns. After a `fork` the workers are gone and the caller does all the work.
+    /// A panic in any worker is raised again here. Must not be called from inside a region of the same pool.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicUsize, Ordering};
+    /// let pool = farthing_kernels::pool::Pool::new(2);
+    /// let sum = AtomicUsize::new(0);
+    /// pool.run(|index| { sum.fetch_add(index + 1, Ordering::Relaxed); });
+    /// assert_eq!(sum.into_inner(), (1..=pool.threads()).sum());
+    /// ```
+    pub fn run<F: Fn(usize) + Sync>(&self, body: F) {
+        if self.threads == 1 || std::process::id() != self.process {
+            return (0..self.threads).for_each(body);
+        }
+        unsafe fn call<F: Fn(usize) + Sync>(data: *const (), index: usize) {
+            // SAFETY: `data` points at the `body` of the region in progress, which outlives every call (see below).
+            let body = unsafe { &*data.cast::<F>() };
+            body(index);
+        }
+        let region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        // SAFETY: no region is in progress (the lock is ours and `pending` is 0), so no worker reads `job`.
+        unsafe { *shared.job.0.get() = Some(Job { data: (&raw const body).cast(), call: call::<F> }) };
+        shared.pending.0.store(self.threads - 1, Ordering::Relaxed);
+        shared.epoch.0.fetch_add(1, Ordering::SeqCst);
+        if shared.sleepers.0.load(Ordering::SeqCst) > 0 {
+            drop(shared.gate.lock().unwrap_or_else(PoisonError::into_inner));
+            shared.wake.notify_all();
+        }
+        let mine = catch_unwind(AssertUnwindSafe(|| body(0)));
+        let mut spins = 0u32;
+        while shared.pending.0.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < 1 << 14 { std::hint::spin_loop() } else { std::thread::yield_now() }
+        }
+        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(region);
+        if let Err(payload) = mine {
+            resume_unwind(payload);
+        }
+        if let Some(payload) = theirs {
+            resume_unwind(payload);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if std::process::id() != self.process {
+            return self.workers.drain(..).for_each(std::mem::forget);
+        }
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(self.shared.gate.lock().unwrap_or_else(PoisonError::into_inner));
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads)
+    }
+}
+
+fn work(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        if !wait(shared, seen) {
+            return;
+        }
+        seen = seen.wrapping_add(1);
+        // SAFETY: the acquired epoch says that a region began; its job stays put until `pending` falls to 0.
+        let job = unsafe { *shared.job.0.get() };
+        if let Some(job) = job {
+            // SAFETY: the region's caller waits for `pending` before its closure goes out of scope.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| unsafe { (job.call)(job.data, index) })) {
+                *shared.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+            }
+        }
+        shared.pending.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Waits for an epoch other than `seen`; false when the pool shuts down.
+fn wait(shared: &Shared, seen: u32) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..64 {
+            if shared.epoch.0.load(Ordering::SeqCst) != seen {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if shared.stop.load(Ordering::Relaxed) {
+            return false;
+        }
+        if start.elapsed() > SPIN {
+            break;
+        }
+    }
+    let mut gate = shared.gate.lock().unwrap_or_else(PoisonError::into_inner);
+    shared.sleepers.0.fetch_add(1, Ordering::SeqCst);
+    while shared.epoch.0.load(Ordering::SeqCst) == seen && !shared.stop.load(Ordering::SeqCst) {
+        gate = shared.wake.wait(gate).unwrap_or_else(PoisonError::into_inner);
+    }
+    shared.sleepers.0.fetch_sub(1, Ordering::SeqCst);
+    shared.epoch.0.load(Ordering::SeqCst) != seen
+}
+
+/// The threads to use when the caller names none: `FARTHING_NUM_THREADS`, `RAYON_NUM_THREADS`, `OMP_NUM_THREADS`, else
+/// the CPUs that the affinity mask and the cgroup quota allow.
+pub fn default_threads() -> usize {
+    ["FARTHING_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.parse().ok().filter(|&threads: &usize| threads > 0))
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
+/// The `index`-th of `parts` contiguous, nearly equal ranges of `0..length`.
+///
+/// ```
+/// use farthing_kernels::pool::share;
+/// assert_eq!((share(5, 0, 2), share(5, 1, 2)), (0..3, 3..5));
+/// ```
+pub fn share(length: usize, index: usize, parts: usize) -> Range<usize> {
+    let (base, extra) = (length / parts, length % parts);
+    let start = index * base + index.min(extra);
+    start..start + base + usize::from(index < extra)
+}
+
+/// A mutable slice that the threads of one region share, each writing ranges of its own.
+#[derive(Clone, Copy)]
+pub struct Disjoint<'a, T> {
+    start: *mut T,
+    length: usize,
+    lifetime: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access goes through `slice`, whose contract keeps ranges of different threads apart.
+unsafe impl<T: Send> Send for Disjoint<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// Borrows `slice` for a region.
+    pub fn new(slice: &'a mut [T]) -> Disjoint<'a, T> {
+        Disjoint { start: slice.as_mut_ptr(), length: slice.len(), lifetime: PhantomData }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// The elements in `range`; panics when it lies outside.
+    ///
+    /// # Safety
+    /// No element of `range` may be reached through another `slice` at the same time.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.length, "{range:?} of {}", self.length);
+        // SAFETY: inside the borrowed slice (asserted); exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_runs_once_in_each_of_many_regions() {
+        for threads in [1, 2, 3, 5] {
+            let pool = Pool::new(threads);
+            let counts: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
+            for round in 0..2000 {
+                pool.run(|index| {
+                    counts[index].fetch_add(1, Ordering::Relaxed);
+                });
+                if round == 1000 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2000));
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3);
+        for bad in 0..3 {
+            let caught = catch_unwind(AssertUnwindSafe(|| pool.run(|index| assert_ne!(index, bad, "planted"))));
+            assert!(caught.is_err());
+        }
+        let sum = AtomicUsize::new(0);
+        pool.run(|index| {
+            sum.fetch_add(index, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 3);
+    }
+
+    #[test]
+    fn several_callers_take_turns() {
+        let pool = Pool::new(2);
+        let sum = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        pool.run(|_| {
+                            sum.fetch_add(1, Ordering::Relaxed);
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 500 * 2);
+    }
+
+    #[test]
+    fn shares_cover_everything_once() {
+        for length in 0..40 {
+            for parts in 1..9 {
+                let all: Vec<usize> = (0..parts).flat_map(|index| share(length, index, parts)).collect();
+                assert_eq!(all, (0..length).collect::<Vec<_>>());
+            }
+        }
+    }
+}
