@@ -1,4 +1,4 @@
-//! Model files: GGUF, and directories of safetensors shards with their `config.json`.
+//! From files to numbers: GGUF, directories of safetensors shards with their `config.json`, tokenizers and chat templates.
 //!
 //! Any bytes load or give a [`FormatError`]: no panic, no hang, and no more memory than twice the file and 64 MiB.
 
