@@ -6,10 +6,23 @@ use crate::ledger::Ledger;
 /// A prompt, as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// Text for the tokenizer; special tokens in it are recognised.
+    /// Text for the tokenizer, which adds the model's begin token; special tokens in it are recognised.
     Text(String),
+    /// Text of a chat template, which holds its begin token itself.
+    Rendered(String),
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
+    /// Rows that enter the first block as they are: images and video come in this way.
+    Embeddings(Embeddings),
+}
+
+/// A prompt of embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// `(t, hidden)`, row-major, scaled as the model scales its own.
+    pub rows: Vec<f32>,
+    /// `(t,)` rotary positions; the answer goes on behind the largest.
+    pub positions: Vec<u32>,
 }
 
 /// How the tokens of an answer are drawn. Order: penalties, temperature, min-p, top-k, top-p; Gumbel-max noise keyed by

@@ -144,6 +144,22 @@ pub enum FormatError {
         /// The shape the configuration asks for.
         expected: Vec<usize>,
     },
+    /// A vector (norm, bias) holds NaN or infinity.
+    #[error("tensor {tensor}: expected finite numbers, got NaN or infinity at index {index}")]
+    NonFinite {
+        /// The tensor.
+        tensor: String,
+        /// Its first such element.
+        index: usize,
+    },
+    /// A matrix can't be packed exactly: NaN or infinite scales or weights.
+    #[error("tensor {tensor}: {reason}")]
+    Pack {
+        /// The tensor.
+        tensor: String,
+        /// What the packer got and expected.
+        reason: String,
+    },
     /// A tensor's type is known but cannot be read; the file itself is well formed.
     #[error("tensor {tensor}: expected one of {expected}, got {got}")]
     UnsupportedType {
