@@ -3,16 +3,17 @@
 //! All fields are little-endian; `d`, `m`, `dmin` are binary16. Element e of a block has an unsigned code and belongs to
 //! group e / group:
 //!
-//! | type | block | bytes | fields in order                          | weight                              | code given        |
-//! |------|-------|-------|------------------------------------------|-------------------------------------|-------------------|
-//! | Q4_0 | 32    | 18    | d; qs\[16\]                              | d (q - 8)                           | q                 |
-//! | Q4_1 | 32    | 20    | d; m; qs\[16\]                           | d q + m                             | q                 |
-//! | Q5_0 | 32    | 22    | d; qh\[4\]; qs\[16\]                     | d (q - 16)                          | q - 16 + 128      |
-//! | Q5_1 | 32    | 24    | d; m; qh\[4\]; qs\[16\]                  | d q + m                             | q                 |
-//! | Q8_0 | 32    | 34    | d; qs\[32\] signed                       | d q                                 | q + 128           |
-//! | Q4_K | 256   | 144   | d; dmin; scales\[12\]; qs\[128\]         | (d sc) q - (dmin mn), groups of 32  | q                 |
-//! | Q5_K | 256   | 176   | d; dmin; scales\[12\]; qh\[32\]; qs\[128\] | (d sc) q - (dmin mn), groups of 32 | q                 |
-//! | Q6_K | 256   | 210   | ql\[128\]; qh\[64\]; scales\[16\] signed; d | (d sc) (q - 32), groups of 16     | q - 32 + 128      |
+//! ```text
+//! type  block  bytes  fields in order                        weight                   group  code given
+//! Q4_0     32     18  d; qs[16]                              d (q - 8)                   32  q
+//! Q4_1     32     20  d; m; qs[16]                           d q + m                     32  q
+//! Q5_0     32     22  d; qh[4]; qs[16]                       d (q - 16)                  32  q - 16 + 128
+//! Q5_1     32     24  d; m; qh[4]; qs[16]                    d q + m                     32  q
+//! Q8_0     32     34  d; qs[32] signed                       d q                         32  q + 128
+//! Q4_K    256    144  d; dmin; scales[12]; qs[128]           (d sc) q - (dmin mn)        32  q
+//! Q5_K    256    176  d; dmin; scales[12]; qh[32]; qs[128]   (d sc) q - (dmin mn)        32  q
+//! Q6_K    256    210  ql[128]; qh[64]; scales[16] signed; d  (d sc) (q - 32)             16  q - 32 + 128
+//! ```
 //!
 //! In blocks of 32, byte j of `qs` holds elements j (low nibble) and j + 16 (high), and bit e of `qh` is the fifth bit of
 //! element e. `d sc` has 11 + 7 significant bits and a code at most 8 more, so every product is exact in binary32 and a
@@ -187,7 +188,7 @@ fn q8_0(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
     }
 }
 
-/// Scales and minima of the eight groups of a Q4_K or Q5_K block: twelve bytes of six-bit numbers behind d and dmin.
+/// Scales and minima of the eight groups of a `Q4_K` or `Q5_K` block: twelve bytes of six-bit numbers behind d and dmin.
 fn six_bit_scales(block: &[u8], scales: &mut [f32], minima: &mut [f32]) {
     let (d, dmin, b) = (half_at(block, 0), half_at(block, 2), &block[4..16]);
     for s in 0..8 {

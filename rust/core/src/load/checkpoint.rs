@@ -115,13 +115,13 @@ impl Checkpoint {
     }
 
     /// Builds the index by name; the error is the second of two tensors of one name.
-    fn new(metadata: Metadata, files: Vec<Arc<Mapped>>, tensors: Vec<Tensor>) -> Result<Checkpoint, Tensor> {
+    fn new(metadata: Metadata, files: Vec<Arc<Mapped>>, mut tensors: Vec<Tensor>) -> Result<Checkpoint, Tensor> {
         let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
         let name = |at: u32| &tensors[at as usize].name;
         by_name.sort_by(|&a, &b| name(a).cmp(name(b)));
-        let twice = by_name.array_windows().find(|[a, b]| name(*a) == name(*b)).map(|[_, b]| *b as usize);
+        let twice = by_name.windows(2).find(|pair| name(pair[0]) == name(pair[1])).map(|pair| pair[1] as usize);
         match twice {
-            Some(at) => Err({ tensors }.swap_remove(at)),
+            Some(at) => Err(tensors.swap_remove(at)),
             None => Ok(Checkpoint { metadata, files, tensors, by_name }),
         }
     }
@@ -229,7 +229,8 @@ impl<'a> TensorView<'a> {
     /// # Panics
     /// If `i` is not below [`rows`](Self::rows).
     pub fn codes(&self, i: usize, out: &mut RowCodes) -> Result<(), FormatError> {
-        let blocks = blocks(self.kind()).ok_or_else(|| self.unsupported("Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K"))?;
+        let blocks =
+            blocks(self.kind()).ok_or_else(|| self.unsupported("Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K"))?;
         blocks.codes(self.row_bytes(i), out);
         Ok(())
     }
@@ -334,9 +335,8 @@ fn open_gguf(path: &Path, file: Arc<Mapped>) -> Result<Checkpoint, FormatError> 
     if got != expected {
         return Err(wrap(&paths[0], GgufError::Split { key: "split.tensors.count", got, expected }));
     }
-    Checkpoint::new(Metadata::Gguf(metadata), files, tensors).map_err(|twice| {
-        wrap(&paths[twice.file as usize], GgufError::DuplicateTensor { tensor: twice.name.into() })
-    })
+    Checkpoint::new(Metadata::Gguf(metadata), files, tensors)
+        .map_err(|twice| wrap(&paths[twice.file as usize], GgufError::DuplicateTensor { tensor: twice.name.into() }))
 }
 
 fn open_directory(directory: &Path) -> Result<Checkpoint, FormatError> {
@@ -386,9 +386,11 @@ fn assemble(
     tensors: Vec<Tensor>,
 ) -> Result<Checkpoint, FormatError> {
     let maps = files.iter().map(|(_, file)| file.clone()).collect();
-    Checkpoint::new(Metadata::HuggingFace(Box::new(metadata)), maps, tensors).map_err(|twice| FormatError::Safetensors {
-        file: display(&files[twice.file as usize].0),
-        error: super::error::SafetensorsError::Duplicate { name: twice.name.into() },
+    Checkpoint::new(Metadata::HuggingFace(Box::new(metadata)), maps, tensors).map_err(|twice| {
+        FormatError::Safetensors {
+            file: display(&files[twice.file as usize].0),
+            error: super::error::SafetensorsError::Duplicate { name: twice.name.into() },
+        }
     })
 }
 

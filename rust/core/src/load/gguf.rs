@@ -23,6 +23,8 @@ const MOST_KEYS: u64 = 1 << 16;
 const MOST_TENSORS: u64 = 1 << 16;
 const LONGEST_KEY: u64 = (1 << 16) - 1;
 const LONGEST_NAME: u64 = 63;
+/// Dimensions and their product are signed in ggml.
+const MOST_ELEMENTS: u64 = i64::MAX as u64;
 const MOST_DIMENSIONS: u32 = 4;
 const DEEPEST_ARRAY: u32 = 4;
 const DEFAULT_ALIGNMENT: u32 = 32;
@@ -277,7 +279,7 @@ impl Reader<'_> {
         let mut dimensions = Vec::with_capacity(got as usize);
         for dimension in 0..got as usize {
             let size = self.u64("a dimension")?;
-            if size > i64::MAX as u64 {
+            if size > MOST_ELEMENTS {
                 return Err(GgufError::NegativeDimension { tensor: tensor(), dimension, got: size.cast_signed() });
             }
             dimensions.push(size);
@@ -288,7 +290,7 @@ impl Reader<'_> {
         let kind = TensorKind::from_gguf(got).ok_or_else(|| GgufError::TensorType { tensor: tensor(), got })?;
         let offset = self.u64("a tensor's offset")?;
         let product = dimensions.iter().try_fold(1_u64, |product, &size| product.checked_mul(size.max(1)));
-        let Some(product) = product.filter(|&product| product <= i64::MAX as u64) else {
+        let Some(product) = product.filter(|&product| product <= MOST_ELEMENTS) else {
             return Err(GgufError::Elements { tensor: tensor(), got: dimensions });
         };
         let elements = if dimensions.contains(&0) { 0 } else { product };

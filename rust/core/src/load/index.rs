@@ -43,8 +43,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Index, IndexError> {
         return Err(IndexError::ShardName { got: got.chars().take(256).collect() });
     }
     map.sort();
-    if let Some([(tensor, _), _]) = map.array_windows().find(|[a, b]| a.0 == b.0) {
-        return Err(IndexError::Duplicate { tensor: tensor.to_string() });
+    if let Some(pair) = map.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(IndexError::Duplicate { tensor: pair[0].0.to_string() });
     }
     Ok(Index { shards, map })
 }

@@ -172,7 +172,7 @@ impl<'de> Visitor<'de> for Header<'_> {
             }
         }
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        if let Some(pair) = tensors.array_windows().find(|[a, b]| a.name == b.name) {
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
             let name = pair[0].name.to_string();
             return self.stop(SafetensorsError::Duplicate { name });
         }
