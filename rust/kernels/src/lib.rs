@@ -5,7 +5,9 @@
 //! interleaved partial sums (index mod 16) and one fixed tree; so results do not depend on the number of rows, on
 //! threads or on the instruction set.
 
+pub mod activation;
 pub mod format;
 pub mod isa;
+pub mod matmul;
 pub mod memory;
 pub mod pool;
