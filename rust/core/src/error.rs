@@ -1,0 +1,61 @@
+//! Everything that can go wrong between a file and an answer, one variant per way.
+
+use crate::load::error::FormatError;
+use farthing_kernels::isa::IsaError;
+use farthing_kernels::memory::OutOfMemory;
+
+/// Error of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's files are not what they claim to be.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A well-formed wish that farthing can't grant, with what it can.
+    #[error("{got} is not supported; {works}")]
+    Unsupported {
+        /// What was asked for.
+        got: String,
+        /// What would work instead.
+        works: String,
+    },
+    /// An argument out of range.
+    #[error("{name}: got {got}, expected {expected}")]
+    Argument {
+        /// Name of the argument.
+        name: &'static str,
+        /// Value given.
+        got: String,
+        /// Values accepted.
+        expected: String,
+    },
+    /// `FARTHING_ISA` is wrong.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The system has no memory left for weights or pages.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A forward pass gave NaN or infinite logits: broken weights, or activations beyond the format's range.
+    #[error("logits at position {position}: got NaN or infinity, expected finite numbers (are the weights broken?)")]
+    NonFinite {
+        /// Position of the token whose successor was to be drawn.
+        position: usize,
+    },
+    /// The engine's thread is gone: it panicked, or the process forked.
+    #[error("the engine has stopped: {reason}; load the model again")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Argument`].
+    pub fn argument(name: &'static str, got: impl ToString, expected: impl ToString) -> Error {
+        Error::Argument { name, got: got.to_string(), expected: expected.to_string() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(got: impl ToString, works: impl ToString) -> Error {
+        Error::Unsupported { got: got.to_string(), works: works.to_string() }
+    }
+}
