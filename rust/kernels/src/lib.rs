@@ -9,3 +9,4 @@ pub mod format;
 pub mod isa;
 pub mod memory;
 pub mod pool;
+pub mod probe;

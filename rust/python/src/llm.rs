@@ -92,3 +92,94 @@ impl Completion {
         Some(entries.iter().map(|entry| (entry.token, entry.logprob, entry.top.clone())).collect())
     }
 }
+
+/// What a stream delivers to Python.
+#[derive(IntoPyObject)]
+pub(crate) enum Piece {
+    Text(String),
+    Progress((usize, usize)),
+    Done(Completion),
+}
+
+/// An answer being written.
+#[pyclass(frozen, module = "farthing._core")]
+pub(crate) struct Stream {
+    inner: engine::Stream,
+    ended: AtomicBool,
+}
+
+#[pymethods]
+impl Stream {
+    /// The next event: text, the completion, or (computed, total) prompt tokens. Waits with the interpreter released.
+    fn next(&self, py: Python<'_>) -> PyResult<Piece> {
+        loop {
+            if self.ended.load(Ordering::Relaxed) {
+                return Err(FarthingError::new_err("the stream has ended"));
+            }
+            let event = py.detach(|| self.inner.next(PATIENCE));
+            match event {
+                Some(Event::Text(text)) => return Ok(Piece::Text(text)),
+                Some(Event::Progress { computed, total }) => return Ok(Piece::Progress((computed, total))),
+                Some(Event::Done(completion)) => {
+                    self.ended.store(true, Ordering::Relaxed);
+                    return Ok(Piece::Done(Completion(*completion)));
+                }
+                Some(Event::Failed(error)) => {
+                    self.ended.store(true, Ordering::Relaxed);
+                    return Err(exception(error));
+                }
+                None => py.check_signals()?,
+            }
+        }
+    }
+
+    /// Tells the engine that nobody waits for the rest.
+    fn cancel(&self) {
+        self.inner.cancel();
+    }
+}
+
+/// A loaded model and its engine.
+#[pyclass(frozen, module = "farthing._core")]
+pub(crate) struct Llm(engine::Llm);
+
+#[pymethods]
+impl Llm {
+    #[new]
+    #[pyo3(signature = (path, *, weights, activations, kv, threads, max_sequences, context, chunk, kv_pages, progress))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        weights: &str,
+        activations: &str,
+        kv: &str,
+        threads: Option<usize>,
+        max_sequences: usize,
+        context: Option<usize>,
+        chunk: Option<usize>,
+        kv_pages: Option<usize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Self> {
+        let options = Options {
+            weights: Weights::parse(weights).map_err(exception)?,
+            activations: Activations::parse(activations).map_err(exception)?,
+            kv: Kv::parse(kv).map_err(exception)?,
+            threads,
+            max_sequences,
+            context,
+            chunk,
+            kv_pages,
+        };
+        options.validate().map_err(exception)?;
+        let report = Report::new(progress);
+        let loaded = py.detach(|| engine::Llm::load(&path, &options, &|progress| report.tell(progress)));
+        report.finish()?;
+        Ok(Llm(loaded.map_err(exception)?))
+    }
+}
+
+/// Forwards progress to a Python callable, now and then; its first exception is kept for the end.
+struct Report {
+    callable: Option<Py<PyAny>>,
+    state: Mutex<(Option<Instant>, Option<PyErr>)>,
+}
