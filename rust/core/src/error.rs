@@ -1,8 +1,9 @@
 //! Everything that can go wrong between a file and an answer, one variant per way.
 
-use crate::load::error::FormatError;
+use crate::load::FormatError;
 use farthing_kernels::isa::IsaError;
 use farthing_kernels::memory::OutOfMemory;
+use farthing_kernels::sample::SampleError;
 
 /// Error of the engine.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +35,13 @@ pub enum Error {
     /// The system has no memory left for weights or pages.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
-    /// A forward pass gave NaN or infinite logits: broken weights, or activations beyond the format's range.
-    #[error("logits at position {position}: got NaN or infinity, expected finite numbers (are the weights broken?)")]
-    NonFinite {
-        /// Position of the token whose successor was to be drawn.
+    /// The logits define no distribution: broken weights, or activations beyond the format's range.
+    #[error("no token can be drawn at position {position}: {error} (are the weights broken?)")]
+    NoToken {
+        /// Absolute position of the token that was to be drawn.
         position: usize,
+        /// What is wrong with the logits.
+        error: SampleError,
     },
     /// The engine's thread is gone: it panicked, or the process forked.
     #[error("the engine has stopped: {reason}; load the model again")]

@@ -5,8 +5,15 @@
 //! interleaved partial sums (index mod 16) and one fixed tree; so results do not depend on the number of rows, on
 //! threads or on the instruction set.
 
+pub mod activation;
 pub mod format;
 pub mod isa;
+pub mod math;
 pub mod memory;
+pub mod norm;
+pub mod philox;
 pub mod pool;
 pub mod probe;
+pub mod rope;
+pub mod sample;
+mod vector;

@@ -27,7 +27,9 @@ impl Weights {
             "bf16" => Ok(Weights::Bf16),
             "int8" => Ok(Weights::Int8),
             "int4" => Ok(Weights::Int4),
-            "ternary" => Err(Error::unsupported("weights=\"ternary\"", "use \"auto\", \"f32\", \"bf16\", \"int8\" or \"int4\"")),
+            "ternary" => {
+                Err(Error::unsupported("weights=\"ternary\"", "use \"auto\", \"f32\", \"bf16\", \"int8\" or \"int4\""))
+            }
             other => Err(Error::argument("weights", format!("{other:?}"), "auto, f32, bf16, int8 or int4")),
         }
     }

@@ -6,10 +6,23 @@ use crate::ledger::Ledger;
 /// A prompt, as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// Text for the tokenizer; special tokens in it are recognised.
+    /// Text for the tokenizer, which adds the model's begin token; special tokens in it are recognised.
     Text(String),
+    /// Text of a chat template, which holds its begin token itself.
+    Rendered(String),
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
+    /// Rows that enter the first block as they are: images and video come in this way.
+    Embeddings(Embeddings),
+}
+
+/// A prompt of embeddings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embeddings {
+    /// `(t, hidden)`, row-major, scaled as the model scales its own.
+    pub rows: Vec<f32>,
+    /// `(t,)` rotary positions; the answer goes on behind the largest.
+    pub positions: Vec<u32>,
 }
 
 /// How the tokens of an answer are drawn. Order: penalties, temperature, min-p, top-k, top-p; Gumbel-max noise keyed by
@@ -71,7 +84,12 @@ impl SamplingParams {
             if good { Ok(()) } else { Err(Error::argument(name, got.to_string(), expected)) }
         };
         check(self.max_tokens >= 1, "max_tokens", &self.max_tokens, "at least 1")?;
-        check(self.temperature >= 0.0 && self.temperature.is_finite(), "temperature", &self.temperature, "a finite number ≥ 0")?;
+        check(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "temperature",
+            &self.temperature,
+            "a finite number ≥ 0",
+        )?;
         check(self.top_k != Some(0), "top_k", &0, "None or at least 1")?;
         check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", &self.top_p, "a number in (0, 1]")?;
         check((0.0..1.0).contains(&self.min_p), "min_p", &self.min_p, "a number in [0, 1)")?;
@@ -79,7 +97,12 @@ impl SamplingParams {
         check(repetition > 0.0 && repetition.is_finite(), "repetition_penalty", &repetition, "a finite number > 0")?;
         check(self.presence_penalty.is_finite(), "presence_penalty", &self.presence_penalty, "a finite number")?;
         check(self.frequency_penalty.is_finite(), "frequency_penalty", &self.frequency_penalty, "a finite number")?;
-        check(self.stop.iter().all(|stop| !stop.is_empty()), "stop", &"an empty string", "texts of at least one character")?;
+        check(
+            self.stop.iter().all(|stop| !stop.is_empty()),
+            "stop",
+            &"an empty string",
+            "texts of at least one character",
+        )?;
         let logprobs = self.logprobs.unwrap_or(0);
         check(logprobs <= MAX_LOGPROBS, "logprobs", &logprobs, "at most 20")
     }
