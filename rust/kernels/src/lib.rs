@@ -9,6 +9,7 @@ pub mod activation;
 pub mod format;
 pub mod isa;
 pub mod math;
+pub mod matmul;
 pub mod memory;
 pub mod norm;
 pub mod philox;
