@@ -102,13 +102,14 @@ class Stream(Iterator[str]):
         if isinstance(event, str):
             return event
         if isinstance(event, _core.Completion):
-            self._completion = _completion(event)
+            self._completion = completion(event)
         elif self._progress:
             self._progress("prompt", *event)
         return None
 
 
-def _completion(core: _core.Completion) -> Completion:
+def completion(core: _core.Completion) -> Completion:
+    """The completion from the core's record."""
     logprobs = core.logprobs
     return Completion(
         text=core.text,

@@ -1,34 +1,85 @@
-"""What a loaded model is made of."""
+"""What a model is made of, matrix by matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from . import _core
 from .ledger import size
 from .tables import html_table, text_table
 
-__all__ = ["Explanation"]
+__all__ = ["Explanation", "Matrix"]
 
-HEADER = ("matrix", "shape", "format", "activations", "kernel", "bytes")
+HEADER = ("matrix", "layers", "shape", "format", "activations", "kernel", "bytes")
 
 
-class Explanation(Sequence["_core.MatrixReport"]):
-    """One report per matrix; prints as a table, equal matrices of successive layers in one line."""
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix.
 
-    def __init__(self, reports: list[_core.MatrixReport]) -> None:
-        self._reports = reports
+    Attributes:
+        layer: index of its block; None for embedding and head.
+        role: what it does.
+        rows: outputs.
+        columns: inputs.
+        format: how its weights are packed.
+        activations: precision of what it is multiplied by.
+        kernel: instruction set of the kernel that multiplies it.
+        nbytes: bytes it takes in memory.
+    """
+
+    layer: int | None
+    role: str
+    rows: int
+    columns: int
+    format: str
+    activations: str
+    kernel: str
+    nbytes: int
+
+
+class Explanation(list[Matrix]):
+    """Every matrix in order; prints as a table with one line for all that are alike."""
+
+    def __init__(self, reports: Iterable[_core.MatrixReport]) -> None:
+        super().__init__(
+            Matrix(**{name: getattr(report, name) for name in Matrix.__dataclass_fields__}) for report in reports
+        )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all matrices."""
-        return sum(report.nbytes for report in self._reports)
+        """Bytes of all matrices together."""
+        return sum(matrix.nbytes for matrix in self)
 
-    def __len__(self) -> int:
-        return len(self._reports)
+    def _rows(self) -> list[tuple[str, ...]]:
+        def kind(matrix: Matrix) -> Any:
+            return (matrix.role, matrix.rows, matrix.columns, matrix.format, matrix.activations, matrix.kernel)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
-        return self._reports[index]
+        order = {key: index for index, key in enumerate(dict.fromkeys(map(kind, self)))}
+        alike = groupby(sorted(self, key=lambda matrix: order[kind(matrix)]), key=kind)
+        rows = [
+            (role, _spans(group), f"{n} × {k}", form, activations, kernel, size(sum(each.nbytes for each in group)))
+            for (role, n, k, form, activations, kernel), group in ((key, list(members)) for key, members in alike)
+        ]
+        return [*rows, ("all", "", "", "", "", "", size(self.nbytes))]
 
-    def __iter__(self) -> Iterator[_core.MatrixReport]:
-        return iter(self._reports)
+    def __str__(self) -> str:
+        return text_table(self._rows(), HEADER)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), HEADER)
+
+
+def _spans(matrices: list[Matrix]) -> str:
+    """The layers in short: ``0–29``, ``0, 2, 4–7``."""
+    layers = [matrix.layer for matrix in matrices if matrix.layer is not None]
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in spans)

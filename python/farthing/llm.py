@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
-from .completion import Completion, Stream
+from .completion import Completion, Stream, completion
 from .errors import UnsupportedError
 from .explanation import Explanation
 from .ledger import EngineLedger, from_core
@@ -24,6 +24,7 @@ __all__ = ["LLM", "Conversation", "Prompt"]
 
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
 Conversation = Sequence[Mapping[str, Any]]
+_Ready = str | npt.NDArray[np.uint32]
 
 
 class LLM:
@@ -70,7 +71,13 @@ class LLM:
     ) -> None:
         if speculation not in ("auto", None):
             raise UnsupportedError(f'speculation={speculation!r} is not supported; use "auto" or None (no drafter)')
-        options = {"threads": threads, "max_sequences": max_sequences, "context": context, "chunk": chunk, "kv_pages": kv_pages}
+        options = {
+            "threads": threads,
+            "max_sequences": max_sequences,
+            "context": context,
+            "chunk": chunk,
+            "kv_pages": kv_pages,
+        }
         for name, value in options.items():
             if value is not None or name == "max_sequences":
                 options[name] = integer(name, value, 1)
@@ -98,7 +105,7 @@ class LLM:
             One completion per prompt, in order.
         """
         many = [prompts] if _is_prompt(prompts) else list(prompts)
-        return self._finish([_prompt(prompt) for prompt in many], params)
+        return self._finish([_prompt(prompt) for prompt in many], params, rendered=False)
 
     def chat(
         self,
@@ -117,7 +124,7 @@ class LLM:
             One completion per conversation, in order.
         """
         many = [messages] if _is_conversation(messages) else list(messages)
-        return self._finish([self.chat_prompt(conversation, **variables) for conversation in many], params)
+        return self._finish([self.chat_prompt(turns, **variables) for turns in many], params, rendered=True)
 
     def stream(
         self,
@@ -138,13 +145,16 @@ class LLM:
         Returns:
             An iterator over pieces of text that then has ``.completion``; closing it cancels the request.
         """
-        if _is_conversation(prompt):
-            ready: str | npt.NDArray[np.uint32] = self.chat_prompt(prompt, **variables)
+        if rendered := _is_conversation(prompt):
+            ready: _Ready = self.chat_prompt(prompt, **variables)
         elif variables:
-            raise ValueError(f"stream: got template variables {sorted(variables)}, expected them with a conversation only")
+            raise ValueError(
+                f"stream: got {', '.join(variables)}, expected template variables with a conversation only"
+            )
         else:
             ready = _prompt(prompt)
-        return Stream(self._core.submit(ready, _params(params)), progress)
+        (core,) = self._core.submit([ready], [_params(params)], rendered)
+        return Stream(core, progress)
 
     def chat_prompt(self, messages: Conversation, **variables: Any) -> str:
         """The text the model's chat template makes of a conversation, ready for its answer."""
@@ -171,9 +181,7 @@ class LLM:
         return Explanation(self._core.explain())
 
     def _finish(
-        self,
-        prompts: Sequence[str | npt.NDArray[np.uint32]],
-        params: SamplingParams | Sequence[SamplingParams] | None,
+        self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool
     ) -> list[Completion]:
         if params is None or isinstance(params, SamplingParams):
             each = [_params(params)] * len(prompts)
@@ -181,14 +189,29 @@ class LLM:
             each = [_params(entry) for entry in params]
         else:
             raise ValueError(f"params: got {len(params)}, expected one, or one for each of the {len(prompts)} prompts")
-        streams: list[Stream] = []
-        try:
-            streams.extend(Stream(self._core.submit(*request)) for request in zip(prompts, each, strict=True))
-            return [stream.completion for stream in streams]
-        except BaseException:
-            for stream in streams:
-                stream.close()
-            raise
+        streams = self._core.submit(prompts, each, rendered)
+        # A stream that is dropped before its end (an interrupt, an error) cancels its request.
+        return [completion(stream.wait()) for stream in streams]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` works."""
+        return self._core.has_chat_template
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, the width of `logits`."""
+        return self._core.vocab
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self._core.threads
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens, prompt and answer."""
+        return self._core.context
 
     def __repr__(self) -> str:
         return f"LLM({os.fspath(self.path)!r})"
@@ -221,7 +244,7 @@ def _is_conversation(value: Any) -> bool:
     )
 
 
-def _prompt(prompt: Any) -> str | npt.NDArray[np.uint32]:
+def _prompt(prompt: Any) -> _Ready:
     return prompt if isinstance(prompt, str) else _token_ids(prompt, "prompt")
 
 

@@ -55,7 +55,9 @@ def warnings() -> list[str]:
     processors, threads = os.cpu_count() or 1, _core.default_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > processors - threads + 0.5:
-        found.append(f"load average is {load:.1f} on {processors} processors: other work slows ours, and spins against it")
+        found.append(
+            f"load average is {load:.1f} on {processors} processors: other work slows ours, and spins against it"
+        )
     if threads > processors:
         found.append(f"{threads} threads are asked for on {processors} processors")
     if _core.isa() != _core.available_isas()[-1]:

@@ -57,7 +57,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in ("effort", "thinking_budget"):
             if (got := getattr(self, name)) is not None:
-                raise UnsupportedError(f"{name}={got!r} is not supported; leave it None and bound the answer by max_tokens")
+                raise UnsupportedError(
+                    f"{name}={got!r} is not supported; leave it None and bound the answer by max_tokens"
+                )
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos: got {self.ignore_eos!r}, expected True or False")
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

@@ -10,15 +10,15 @@ __all__ = ["html_table", "text_table"]
 Row = Sequence[str]
 
 
-def text_table(rows: Iterable[Row], header: Row | None = None) -> str:
-    """Columns padded to their widest cell: the first to the left, the others to the right."""
+def text_table(rows: Iterable[Row], header: Row | None = None, *, left: bool = False) -> str:
+    """Columns padded to their widest cell: the first to the left, the others to the right unless ``left``."""
     lines = [*([header] if header else []), *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))] if lines else []
     if header:
         lines.insert(1, ["─" * width for width in widths])
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
+            cell.ljust(width) if left or column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -27,6 +27,8 @@ class Tokenizer:
         """
         return self._core.encode(text, add_special_tokens)
 
-    def decode(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = True) -> str:
+    def decode(
+        self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = True
+    ) -> str:
         """The text of ``token_ids``; incomplete characters become U+FFFD."""
         return self._core.decode(list(map(int, token_ids)), skip_special_tokens)

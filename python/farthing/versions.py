@@ -33,4 +33,4 @@ def versions() -> dict[str, str]:
 
 def show_versions() -> None:
     """Prints `versions` as a table."""
-    print(text_table(list(versions().items())))  # noqa: T201 - printing is what it is for
+    print(text_table(list(versions().items()), left=True))  # noqa: T201 - printing is what it is for

@@ -16,9 +16,7 @@ from .terminal import conversation, errors, progress_bars, write
 
 def generate(
     model: opt.Model = "smollm2-135m",
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="The prompt; by default standard input.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; by default standard input.")] = None,
     system: opt.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
     max_tokens: opt.MaxTokens = 256,

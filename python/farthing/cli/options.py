@@ -11,7 +11,9 @@ SAMPLING = "Sampling"
 
 Model = Annotated[
     str,
-    typer.Argument(help="A .gguf file, a checkpoint directory, smollm2-135m, or a Hub id (repo, repo@revision, repo:file)."),
+    typer.Argument(
+        help="A .gguf file, a checkpoint directory, smollm2-135m, or a Hub id (repo, repo@revision, repo:file)."
+    ),
 ]
 Weights = Annotated[str, typer.Option(help="auto, f32, bf16, int8 or int4.", rich_help_panel=ENGINE)]
 Activations = Annotated[str, typer.Option(help="auto, a8, a16 or f32.", rich_help_panel=ENGINE)]
@@ -22,7 +24,9 @@ Threads = Annotated[
 Context = Annotated[
     int | None, typer.Option(help="Longest sequence in tokens; by default the model's own.", rich_help_panel=ENGINE)
 ]
-MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", help="Most tokens to generate.", rich_help_panel=SAMPLING)]
+MaxTokens = Annotated[
+    int, typer.Option("--max-tokens", "-n", help="Most tokens to generate.", rich_help_panel=SAMPLING)
+]
 Temperature = Annotated[
     float, typer.Option("--temperature", "-t", help="0 takes the likeliest token.", rich_help_panel=SAMPLING)
 ]
@@ -33,6 +37,8 @@ MinP = Annotated[
 ]
 RepetitionPenalty = Annotated[float, typer.Option(help="1 does nothing.", rich_help_panel=SAMPLING)]
 Seed = Annotated[int | None, typer.Option(help="Fixed noise for the draws.", rich_help_panel=SAMPLING)]
-Stop = Annotated[list[str] | None, typer.Option(help="Text the answer ends before; may be repeated.", rich_help_panel=SAMPLING)]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="Text the answer ends before; may be repeated.", rich_help_panel=SAMPLING)
+]
 System = Annotated[str | None, typer.Option("--system", "-s", help="System message.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -47,7 +47,12 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Report | None]:
     if quiet or not errors.is_terminal or os.environ.get("CI"):
         yield None
         return
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+    )
     tasks = {}
     with Progress(*columns, console=errors, transient=True) as progress:
 

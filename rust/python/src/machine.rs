@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use farthing_kernels::isa::Isa;
+use farthing_kernels::matmul;
 use farthing_kernels::pool::{Pool, default_threads as threads_by_default};
 use farthing_kernels::probe;
 use pyo3::prelude::*;
@@ -37,4 +38,11 @@ pub(crate) fn probe_limits(py: Python<'_>, threads: usize, seconds: f64) -> PyRe
         let bandwidth = probe::read_bandwidth(&pool, half).map_err(exception)?;
         Ok((bandwidth, probe::int8_rate(&pool, half)))
     })
+}
+
+/// (kernel, instruction set, passed) of every kernel this CPU can run, compared with its specification.
+#[pyfunction]
+pub(crate) fn self_tests(py: Python<'_>) -> Vec<(String, &'static str, bool)> {
+    let tests = py.detach(matmul::self_tests);
+    tests.into_iter().map(|test| (test.name, test.isa.name(), test.passed)).collect()
 }
