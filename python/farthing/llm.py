@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ class LLM:
         model: path of a GGUF file or checkpoint directory, the alias ``smollm2-135m``, or a Hub id (``repo``,
             ``repo@revision``, ``repo:file.gguf``).
         weights: ``auto`` (as the file stores them), ``f32``, ``bf16``, ``int8`` or ``int4``.
-        activations: what integer weights are multiplied by: ``auto`` (a fixed rule by matrix), ``a8``, ``a16`` or ``f32``.
+        activations: what integer weights meet: ``auto`` (a fixed rule by matrix), ``a8``, ``a16`` or ``f32``.
         kv: keys and values: ``auto`` (f16, or f32 under f32 weights), ``f32``, ``f16`` or ``bf16``.
         speculation: ``auto`` or None; both decode without a drafter.
         threads: None takes what the environment, the affinity mask and the cgroup quota allow.
@@ -71,22 +71,20 @@ class LLM:
     ) -> None:
         if speculation not in ("auto", None):
             raise UnsupportedError(f'speculation={speculation!r} is not supported; use "auto" or None (no drafter)')
-        options = {
-            "threads": threads,
-            "max_sequences": max_sequences,
-            "context": context,
-            "chunk": chunk,
-            "kv_pages": kv_pages,
-        }
-        for name, value in options.items():
-            if value is not None or name == "max_sequences":
-                options[name] = integer(name, value, 1)
+        sizes = {"threads": threads, "context": context, "chunk": chunk, "kv_pages": kv_pages}
+        options = {name: None if value is None else integer(name, value, 1) for name, value in sizes.items()}
         for name, word in {"weights": weights, "activations": activations, "kv": kv}.items():
             if not isinstance(word, str):
                 raise ValueError(f"{name}: got {word!r}, expected a word such as 'auto'")
         self.path: Path = locate(model)
         self._core = _core.Llm(
-            os.fspath(self.path), weights=weights, activations=activations, kv=kv, progress=progress, **options
+            self.path,
+            weights=weights,
+            activations=activations,
+            kv=kv,
+            max_sequences=integer("max_sequences", max_sequences, 1),
+            progress=progress,
+            **options,
         )
         self.tokenizer = Tokenizer(self._core)
 
@@ -123,7 +121,7 @@ class LLM:
         Returns:
             One completion per conversation, in order.
         """
-        many = [messages] if _is_conversation(messages) else list(messages)
+        many: list[Any] = [messages] if _is_conversation(messages) else list(messages)
         return self._finish([self.chat_prompt(turns, **variables) for turns in many], params, rendered=True)
 
     def stream(
@@ -235,7 +233,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: Any) -> TypeGuard[Conversation]:
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)

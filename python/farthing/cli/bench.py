@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -27,7 +28,7 @@ def bench(
 
     with progress_bars(quiet=as_json) as progress:
         llm = LLM(model, weights=weights, activations=activations, kv=kv, threads=threads, progress=progress)
-        watch = progress and (lambda done, total: progress("rounds", done, total))
+        watch = partial(progress, "rounds") if progress else None
         length = min(512, llm.context - 1)
         speeds = measure(llm, prompts=(16, length), rounds=rounds, watch=watch)
     if as_json:
