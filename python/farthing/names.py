@@ -67,7 +67,7 @@ def locate(model: str | os.PathLike[str]) -> Path:
         UnsupportedError: the files are of a kind farthing does not read.
     """
     path = Path(model).expanduser()
-    if path.exists():
+    if os.fspath(model) and path.exists():
         return _local(path)
     if not isinstance(model, str):
         raise ModelNotFoundError(f"model: got {os.fspath(model)!r}, expected a file or directory that exists")
