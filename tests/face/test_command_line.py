@@ -48,9 +48,7 @@ def test_a_seed_fixes_a_sample():
 
 
 def test_chat_takes_every_line_as_a_turn():
-    done = farthing(
-        "chat", "-t", "0", "-n", "24", "--ledger", stdin="What is the capital of France?\n\nAnd of Italy?\n"
-    )
+    done = farthing("chat", "-t", "0", "-n", "24", "--ledger", stdin="What is the capital of France?\nAnd of Italy?\n")
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
     assert done.stderr.count("weights read") == 2
