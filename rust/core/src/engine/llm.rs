@@ -1,7 +1,7 @@
 //! A loaded model that answers: a handle for any number of threads, and the engine's own thread behind it.
 
 use super::cache::Cache;
-use super::options::{Kv, Options, Weights};
+use super::options::Options;
 use super::request::{Completion, Event, Prompt, Request};
 use super::scheduler::{Limits, Scheduler};
 use super::sequence::{Answer, Purpose, Sequence};
@@ -15,7 +15,7 @@ use crate::load::text::Text;
 use crate::load::tokenizer::Tokenizer;
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
-use farthing_kernels::attention::{KvType, PAGE};
+use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
 use farthing_kernels::pool::{Pool, default_threads};
 use farthing_kernels::sample::TokenCounts;
@@ -96,11 +96,7 @@ impl Llm {
         let model = Model::load(&checkpoint, options.weights, options.activations, &report)?;
         drop(checkpoint);
         let config = model.config().clone();
-        let kv = match (options.kv, options.weights) {
-            (Kv::F32, _) | (Kv::Auto, Weights::F32) => KvType::F32,
-            (Kv::F16 | Kv::Auto, _) => KvType::F16,
-            (Kv::Bf16, _) => KvType::Bf16,
-        };
+        let kv = options.kv.resolve(options.weights);
         let wanted = options.context.unwrap_or(config.context).min(config.context);
         if options.context.is_some_and(|context| context > config.context) {
             let (got, most) = (options.context.unwrap_or(0), config.context);

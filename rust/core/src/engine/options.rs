@@ -1,6 +1,7 @@
 //! How a model is loaded and served.
 
 use crate::error::Error;
+use farthing_kernels::attention::KvType;
 
 /// Precision of the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +78,15 @@ pub enum Kv {
 }
 
 impl Kv {
+    /// The type of the pages under these weights.
+    pub fn resolve(self, weights: Weights) -> KvType {
+        match (self, weights) {
+            (Kv::F32, _) | (Kv::Auto, Weights::F32) => KvType::F32,
+            (Kv::F16 | Kv::Auto, _) => KvType::F16,
+            (Kv::Bf16, _) => KvType::Bf16,
+        }
+    }
+
     /// Parses the name used in Python and on the command line.
     pub fn parse(name: &str) -> Result<Kv, Error> {
         match name {

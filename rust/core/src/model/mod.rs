@@ -1,6 +1,7 @@
 //! Models: a description read from the checkpoint, packed weights, and the forward pass over a step's rows.
 
 pub mod config;
+pub mod plan;
 pub mod precision;
 pub mod rope;
 

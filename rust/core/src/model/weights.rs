@@ -112,13 +112,7 @@ impl Loader<'_> {
         let tensor = self.checkpoint.require(&name, &[n, k])?;
         let source = |row: usize| heads.map_or(row, |heads| deinterleave(row, n / heads));
         let natural = tensor.natural_format()?;
-        let format = match self.weights {
-            Weights::Auto => natural,
-            Weights::F32 => Format::Float(FloatType::F32),
-            Weights::Bf16 => Format::Float(FloatType::Bf16),
-            Weights::Int8 => integer(Bits::Eight),
-            Weights::Int4 => integer(Bits::Four),
-        };
+        let format = packed_format(self.weights, natural);
         let precision = precision(role, format, self.activations);
         let packed = match format {
             Format::Integer { .. } if format == natural => {
@@ -177,6 +171,17 @@ impl Loader<'_> {
             down: self.linear(Role::Down, layer, hidden, inner, None, spec.mlp_bias)?,
             spec,
         })
+    }
+}
+
+/// The format a matrix is packed in, given the file's own.
+pub(super) fn packed_format(wish: Weights, natural: Format) -> Format {
+    match wish {
+        Weights::Auto => natural,
+        Weights::F32 => Format::Float(FloatType::F32),
+        Weights::Bf16 => Format::Float(FloatType::Bf16),
+        Weights::Int8 => integer(Bits::Eight),
+        Weights::Int4 => integer(Bits::Four),
     }
 }
 
