@@ -2,9 +2,9 @@
 
 ``python -m benches.accuracy [--models DIRECTORY] [--tokens 2048] [--json FILE]``
 
-The exact model is transformers in float32 on the file's own dequantised weights, so that all error is arithmetic: rounding of
-activations, keys and values. The text is the head of WikiText-2's test set, one window. KL is from the exact distribution, in
-nats, the mean over positions; top-1 the share of positions with the same likeliest token.
+The exact model is transformers in float32 on the file's own dequantised weights, so that all error is arithmetic:
+rounding of activations, keys and values. The text is the head of WikiText-2's test set, one window. KL is from the exact
+distribution, in nats, the mean over positions; top-1 the share of positions with the same likeliest token.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def compare(path: Path, text: str, tokens: int, threads: int) -> dict[str, dict[
 def main() -> None:
     """Parses the command line and prints a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, default=os.environ.get("FARTHING_MODELS"), help="directory of larger models")
+    parser.add_argument(
+        "--models", type=Path, default=os.environ.get("FARTHING_MODELS"), help="directory of larger models"
+    )
     parser.add_argument("--only", default="", help="files whose name has this in it")
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)

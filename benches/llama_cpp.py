@@ -2,9 +2,9 @@
 
 ``python -m benches.llama_cpp [--model FILE] [--threads 2] [--rounds 9] [--json FILE]``
 
-Each round measures every engine in turn, so that a change of the machine's mood meets all alike; reported are medians over
-rounds, and the median over rounds of the ratio to llama.cpp in the same round. Before any timing the engines must agree
-about the next token of a prompt.
+Each round measures every engine in turn, so that a change of the machine's mood meets all alike; reported are medians
+over rounds, and the median over rounds of the ratio to llama.cpp in the same round. Before any timing the engines must
+agree about the next token of a prompt.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ Where it is looked for, in this order:
 1. ``LLAMA_CPP_LIBRARY``: a directory with ``libllama*.so`` and ``libggml*.so``, or one shared library with everything;
 2. the npm package ``@node-llama-cpp/linux-x64`` (``npm install --prefix .venv/peers @node-llama-cpp/linux-x64``): one
    library per CPU generation, the best is taken at load, so it is a fair llama.cpp on every x86-64 machine;
-3. the Python packages ``llama-cpp-python`` and ``xllamacpp``. A wheel of the latter is built for AVX2 alone and is slower than
-   llama.cpp can be where there is AVX-512.
+3. the Python packages ``llama-cpp-python`` and ``xllamacpp``. A wheel of the latter is built for AVX2 alone and decodes
+   slower than llama.cpp can where there is AVX-512.
 
-Only functions whose parameters have been stable for years are called. Of the two parameter structures the first fields alone
-are named; the rest keeps llama.cpp's own defaults. They are passed by value in a buffer larger than any version's.
+Only functions whose parameters have been stable for years are called. Of the two parameter structures the first fields
+alone are named; the rest keeps llama.cpp's own defaults. They are passed by value in a buffer larger than any version's.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def find() -> Path:
         if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / below).exists():
             return path
     raise PeerMissingError(
-        "no llama.cpp found: npm install --prefix .venv/peers @node-llama-cpp/linux-x64, or pip install llama-cpp-python or "
-        "xllamacpp, or LLAMA_CPP_LIBRARY=DIRECTORY"
+        "no llama.cpp found: npm install --prefix .venv/peers @node-llama-cpp/linux-x64, or pip install llama-cpp-python "
+        "or xllamacpp, or LLAMA_CPP_LIBRARY=DIRECTORY"
     )
 
 

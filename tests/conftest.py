@@ -56,8 +56,8 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def text(request: pytest.FixtureRequest) -> str:
-    """Real English text: the head of WikiText-2's test set, or a public-domain chapter where the data folder is missing."""
+def text() -> str:
+    """English text: the head of WikiText-2's test set, or a public-domain chapter where the data folder is missing."""
     wikitext = DATA / "eval" / "wikitext2_test.txt"
     path = wikitext if wikitext.exists() else Path(__file__).parent / "data" / "alice.txt"
     return path.read_text(encoding="utf-8")[:20000]

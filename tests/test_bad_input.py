@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,13 @@ def directory(tiny_directory: Callable[[str], Path], tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_directory: Callable[[str], Path]) -> Iterator[ft.LLM]:
-    yield ft.LLM(tiny_directory("llama-2"), context=128)
+def llm(tiny_directory: Callable[[str], Path]) -> ft.LLM:
+    return ft.LLM(tiny_directory("llama-2"), context=128)
 
 
 @pytest.fixture(scope="module")
-def chatter(smollm2: Path) -> Iterator[ft.LLM]:
-    yield ft.LLM(smollm2, context=256)
+def chatter(smollm2: Path) -> ft.LLM:
+    return ft.LLM(smollm2, context=256)
 
 
 # --- checkpoint directories ------------------------------------------------------------------------------------------
@@ -231,7 +231,9 @@ def test_truncated_gguf(smollm2: Path, tmp_path: Path) -> None:
             ft.LLM(path)
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "no/such-model", "./missing.gguf", "/nowhere/model.gguf", "", "a" * 300])
+@pytest.mark.parametrize(
+    "name", ["no-such-model", "no/such-model", "./missing.gguf", "/nowhere/model.gguf", "", "a" * 300]
+)
 def test_missing_model(name: str) -> None:
     with pytest.raises(ft.ModelNotFoundError) as caught:
         ft.LLM(name)
@@ -267,7 +269,9 @@ def test_wrong_option(name: str, value: Any, tiny_directory: Callable[[str], Pat
         ft.LLM(tiny_directory("llama-2"), **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("weights", "ternary"), ("speculation", "ngram"), ("speculation", object())])
+@pytest.mark.parametrize(
+    ("name", "value"), [("weights", "ternary"), ("speculation", "ngram"), ("speculation", object())]
+)
 def test_unsupported_option(name: str, value: Any, tiny_directory: Callable[[str], Path]) -> None:
     with pytest.raises(ft.UnsupportedError, match=f"{name}.*not supported.*auto"):
         ft.LLM(tiny_directory("llama-2"), **{name: value})
@@ -368,7 +372,7 @@ def test_wrong_prompt(prompt: Any, llm: ft.LLM) -> None:
 
 
 def test_one_wrong_prompt_among_good_ones(llm: ft.LLM) -> None:
-    with pytest.raises(ValueError, match="got.*expected"):
+    with pytest.raises(ValueError, match=r"got.*expected"):
         llm.generate([[3, 4], [tiny.VOCABULARY], [5]], ft.SamplingParams(max_tokens=2))
 
 
@@ -377,9 +381,9 @@ def test_no_prompts_give_no_completions(llm: ft.LLM) -> None:
 
 
 def test_wrong_params(llm: ft.LLM) -> None:
-    with pytest.raises(ValueError, match="params.*got 1.*expected"):
+    with pytest.raises(ValueError, match=r"params.*got 1.*expected"):
         llm.generate([[3], [4]], [ft.SamplingParams()])
-    with pytest.raises(ValueError, match="params.*got.*expected"):
+    with pytest.raises(ValueError, match=r"params.*got.*expected"):
         llm.generate([3], {"max_tokens": 3})  # type: ignore[arg-type]
 
 
@@ -422,5 +426,5 @@ def test_wrong_prices(llm: ft.LLM) -> None:
     (completion,) = llm.generate([3, 4], ft.SamplingParams(max_tokens=2))
     assert completion.ledger.cost({}) == 0.0
     for prices in ({"gpu_hour": 1.0}, {"cpu_hour": -1.0}, {"cpu_hour": NAN}, {"cpu_hour": "1"}):
-        with pytest.raises(ValueError, match="prices.*got.*expected"):
+        with pytest.raises(ValueError, match=r"prices.*got.*expected"):
             completion.ledger.cost(prices)  # type: ignore[arg-type]

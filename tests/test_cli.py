@@ -55,7 +55,7 @@ def test_plan_predicts_what_loading_finds() -> None:
 
     import farthing as ft
 
-    assert predicted["weight_bytes"] == ft.LLM("smollm2-135m", context=64).explain().nbytes
+    assert predicted["resident_bytes"] == ft.LLM("smollm2-135m", context=64).explain().nbytes
     assert farthing("plan").stdout.count("\n") > 4
 
 

@@ -29,7 +29,17 @@ def test_import_is_quick() -> None:
 def test_import_is_light() -> None:
     """Neither the libraries farthing plugs into nor those of its command line are imported."""
     loaded = json.loads(python(f"{TOUCH}; import json, sys; print(json.dumps(sorted(sys.modules)))"))
-    heavy = {"torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "typer", "rich", "requests", "httpx"}
+    heavy = {
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "huggingface_hub",
+        "typer",
+        "rich",
+        "requests",
+        "httpx",
+    }
     assert heavy.isdisjoint(loaded)
 
 

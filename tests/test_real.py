@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,22 +37,27 @@ PROMPTS = [
     "My favourite season is autumn because",
 ]
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
+FRANCE_CHAT = """
+1 9690 198 2683 359 253 5356 5646 11173 3365 3511 308 34519 28 7018 411 407 19712 8182 2 198 1 4093 198 1780 314 260 3575
+282 4649 47 2 198 1 520 9531 198
+"""
+FRANCE_CHAT_IDS = [int(token) for token in FRANCE_CHAT.split()]
 FRANCE_IDS = [504, 3575, 282, 4649, 314]  # "The capital of France is"
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path) -> Iterator[PreTrainedModel]:
-    yield reference.gguf_model(smollm2)
+def model(smollm2: Path) -> PreTrainedModel:
+    return reference.gguf_model(smollm2)
 
 
 @pytest.fixture(scope="module")
-def exact(smollm2: Path) -> Iterator[ft.LLM]:
-    yield ft.LLM(smollm2, weights="f32", context=2048)
+def exact(smollm2: Path) -> ft.LLM:
+    return ft.LLM(smollm2, weights="f32", context=2048)
 
 
 @pytest.fixture(scope="module")
-def packed(smollm2: Path) -> Iterator[ft.LLM]:
-    yield ft.LLM(smollm2, context=2048)
+def packed(smollm2: Path) -> ft.LLM:
+    return ft.LLM(smollm2, context=2048)
 
 
 def test_f32_logits_equal_transformers(model: PreTrainedModel, exact: ft.LLM, text: str) -> None:
@@ -87,9 +91,7 @@ def test_published_f32_values(exact: ft.LLM) -> None:
     assert reference.log_softmax(exact.logits(FRANCE_IDS)[-1:])[0, paris] == pytest.approx(-0.2606, abs=2e-4)
 
     chat = exact.tokenizer.encode(exact.chat_prompt(FRANCE))
-    assert chat[:8] == [1, 9690, 198, 2683, 359, 253, 5356, 5646]
-    assert chat[-5:] == [198, 1, 520, 9531, 198]
-    assert len(chat) == 37
+    assert chat == FRANCE_CHAT_IDS
     last = reference.log_softmax(exact.logits(chat)[-1:])[0]
     top = np.argsort(-last)[:5]
     assert [exact.tokenizer.decode([int(token)]) for token in top] == ["The", "L", "La", "Al", "Le"]
@@ -138,9 +140,7 @@ def test_answers_the_question(packed: ft.LLM) -> None:
 
 
 FIBONACCI = 'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n'
-FIBONACCI_IDS = (
-    "262 421 308 2651 220 15 510 286 470 220 15 198 262 4409 308 621 220 16 510 286 470 220 16 198 262 770 510 286 264 11 293 284"
-)
+FIBONACCI_IDS = "262 421 308 2651 220 15 510 286 470 220 15 198 262 4409 308 621 220 16 510 286 470 220 16 198 262 770 510 286 264 11 293 284"
 
 
 def large(name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import farthing as ft
@@ -17,13 +17,13 @@ Row = npt.NDArray[np.float64]
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_directory: Callable[[str], Path]) -> Iterator[ft.LLM]:
-    yield ft.LLM(tiny_directory("llama-2"))
+def llm(tiny_directory: Callable[[str], Path]) -> ft.LLM:
+    return ft.LLM(tiny_directory("llama-2"))
 
 
 @pytest.fixture(scope="module")
-def talker(smollm2: Path) -> Iterator[ft.LLM]:
-    yield ft.LLM(smollm2, context=1024)
+def talker(smollm2: Path) -> ft.LLM:
+    return ft.LLM(smollm2, context=1024)
 
 
 def philox(seed: int, position: int, tokens: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -64,7 +64,9 @@ def scores(row: Row, prompt: list[int], output: list[int], params: ft.SamplingPa
     row = row.astype(np.float64).copy()
     seen = np.unique(prompt + output)
     if params.repetition_penalty != 1.0:
-        row[seen] = np.where(row[seen] > 0, row[seen] / params.repetition_penalty, row[seen] * params.repetition_penalty)
+        row[seen] = np.where(
+            row[seen] > 0, row[seen] / params.repetition_penalty, row[seen] * params.repetition_penalty
+        )
     counts = np.bincount(np.array(output, dtype=int), minlength=len(row))
     row -= params.presence_penalty * (counts > 0) + params.frequency_penalty * counts
     if params.temperature == 0.0:

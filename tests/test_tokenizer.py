@@ -1,4 +1,4 @@
-"""Tokenizers against independent ones: transformers' fast tokenizers, published vectors, and llama.cpp where it is installed."""
+"""The tokenizer of a GGUF file against llama.cpp's, where that is installed, and its own round trip."""
 
 from __future__ import annotations
 
