@@ -3,8 +3,8 @@
 ``python -m benches.accuracy [--models DIRECTORY] [--tokens 2048] [--json FILE]``
 
 The exact model is transformers in float32 on the file's own dequantised weights, so that all error is arithmetic:
-rounding of activations, keys and values. The text is the head of WikiText-2's test set, one window. KL is from the exact
-distribution, in nats, the mean over positions; top-1 the share of positions with the same likeliest token.
+rounding of activations, keys and values. The text is the head of WikiText-2's test set, one window. KL is from the
+exact distribution, in nats, the mean over positions; top-1 the share of positions with the same likeliest token.
 """
 
 from __future__ import annotations

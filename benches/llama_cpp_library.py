@@ -9,7 +9,7 @@ Where it is looked for, in this order:
    slower than llama.cpp can where there is AVX-512.
 
 Only functions whose parameters have been stable for years are called. Of the two parameter structures the first fields
-alone are named; the rest keeps llama.cpp's own defaults. They are passed by value in a buffer larger than any version's.
+alone are named; the rest keeps llama.cpp's own defaults. They are passed by value, in a buffer larger than they are.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def find() -> Path:
         if spec is not None and spec.origin is not None and (path := Path(spec.origin).parent / below).exists():
             return path
     raise PeerMissingError(
-        "no llama.cpp found: npm install --prefix .venv/peers @node-llama-cpp/linux-x64, or pip install llama-cpp-python "
-        "or xllamacpp, or LLAMA_CPP_LIBRARY=DIRECTORY"
+        "no llama.cpp found: npm install --prefix .venv/peers @node-llama-cpp/linux-x64, pip install llama-cpp-python, "
+        "pip install xllamacpp, or LLAMA_CPP_LIBRARY=DIRECTORY"
     )
 
 

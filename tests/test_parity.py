@@ -61,8 +61,9 @@ def test_stories260k_tells_its_story(data: Path) -> None:
         [[1, 403, 407, 261, 378]], ft.SamplingParams(max_tokens=100, temperature=0.0, ignore_eos=True)
     )
     assert completion.text.startswith(
-        ", there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, red ball. She"
-        " wanted to play with it, but it was too high.\nLily's mom said"
+        ", there was a little girl named Lily. She loved to play outside in the park. "
+        "One day, she saw a big, red ball. "
+        "She wanted to play with it, but it was too high.\nLily's mom said"
     )
     model = reference.load(directory)
     ids = [1, 403, 407, 261, 378, *completion.token_ids]

@@ -1,8 +1,8 @@
 """Tiny random checkpoints of every model family, written by transformers itself.
 
 Each is a directory as found on a hub: `config.json` and safetensors in float32. Weights are drawn so that activations
-and logits are of order one (transformers' own initialisation gives logits near zero, which would hide errors), and norms
-and biases are far from the identity. The seed is the name, so a checkpoint is the same on every machine.
+and logits are of order one (transformers' own initialisation gives logits near zero, which would hide errors), and
+norms and biases are far from the identity. The seed is the name, so a checkpoint is the same on every machine.
 """
 
 from __future__ import annotations
