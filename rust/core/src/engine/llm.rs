@@ -10,9 +10,8 @@ use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
 use crate::ledger::{EngineLedger, Ledger};
 use crate::load::Checkpoint;
-use crate::load::template::{ChatTemplate, TemplateOptions};
 use crate::load::text::Text;
-use crate::load::tokenizer::Tokenizer;
+use crate::load::{TemplateOptions, Tokenizer};
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
 use farthing_kernels::attention::PAGE;
@@ -256,11 +255,6 @@ impl Llm {
         self.text.tokenizer.as_ref().ok_or_else(missing)
     }
 
-    /// The chat template's own source; `None` for models that are no chat models.
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.text.template.as_ref()
-    }
-
     /// The prompt that the chat template makes of `messages`, ready for [`Prompt::Rendered`].
     pub fn chat_prompt(
         &self,
@@ -268,14 +262,15 @@ impl Llm {
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, Error> {
         let missing = || Error::unsupported("chat with a model without a chat template", "use generate");
-        let template = self.text.template.as_ref().ok_or_else(missing)?;
+        let template = self.text.template.as_ref().ok_or_else(missing)?.as_ref().map_err(|error| error.clone().into());
+        let template = template.map_err(Error::Format)?;
         let name = |id: Option<u32>| id.and_then(|id| Some(self.text.tokenizer.as_ref()?.id_to_token(id)?.to_owned()));
         let tokenizer = self.text.tokenizer.as_ref();
         let options = TemplateOptions {
             add_generation_prompt: true,
             bos_token: name(tokenizer.and_then(|it| it.bos())),
             eos_token: name(tokenizer.and_then(|it| it.eos_ids().first().copied())),
-            variables: variables.clone(),
+            extra: variables.clone(),
             ..TemplateOptions::default()
         };
         template.render(messages, &options).map_err(|error| Error::Format(error.into()))

@@ -1,5 +1,8 @@
 //! What can be wrong with a model file: one variant for each way, each naming the place, what it got and what it expected.
 
+use super::template::TemplateError;
+use super::tokenizer::TokenizerError;
+
 /// A model file, directory or value that cannot be loaded.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum FormatError {
@@ -160,6 +163,12 @@ pub enum FormatError {
         /// What the packer got and expected.
         reason: String,
     },
+    /// The tokenizer is malformed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template is malformed, hostile, or refuses the messages.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A tensor's type is known but cannot be read; the file itself is well formed.
     #[error("tensor {tensor}: expected one of {expected}, got {got}")]
     UnsupportedType {

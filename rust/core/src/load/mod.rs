@@ -12,6 +12,7 @@ pub mod kind;
 mod mapped;
 mod safetensors;
 pub mod template;
+pub mod text;
 pub mod tokenizer;
 pub mod value;
 
