@@ -1,6 +1,8 @@
 //! The engine of farthing: loaders, model families, the batched step and the ledger.
 
+pub mod detokenize;
 pub mod engine;
 pub mod error;
 pub mod ledger;
 pub mod load;
+pub mod model;

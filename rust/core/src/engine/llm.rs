@@ -269,7 +269,7 @@ impl Llm {
     ) -> Result<String, Error> {
         let missing = || Error::unsupported("chat with a model without a chat template", "use generate");
         let template = self.text.template.as_ref().ok_or_else(missing)?;
-        let name = |id: Option<u32>| id.and_then(|id| self.text.tokenizer.as_ref()?.id_to_token(id));
+        let name = |id: Option<u32>| id.and_then(|id| Some(self.text.tokenizer.as_ref()?.id_to_token(id)?.to_owned()));
         let tokenizer = self.text.tokenizer.as_ref();
         let options = TemplateOptions {
             add_generation_prompt: true,

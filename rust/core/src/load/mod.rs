@@ -11,9 +11,13 @@ mod json;
 pub mod kind;
 mod mapped;
 mod safetensors;
+pub mod template;
+pub mod tokenizer;
 pub mod value;
 
 pub use checkpoint::{Checkpoint, HuggingFace, Metadata, TensorView};
 pub use error::{FormatError, GgufError, IndexError, SafetensorsError};
 pub use kind::TensorKind;
+pub use template::{ChatTemplate, TemplateError, TemplateOptions};
+pub use tokenizer::{Tokenizer, TokenizerError, Vocabulary};
 pub use value::{Table, Value};

@@ -34,7 +34,7 @@ pub struct Batch<'a> {
 }
 
 /// Buffers of the forward pass, kept from step to step.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Scratch {
     /// `(t, hidden)`: the stream.
     stream: Vec<f32>,
@@ -51,6 +51,12 @@ pub struct Scratch {
     input: Input,
     /// `(logit rows, vocab)`.
     logits: Vec<f32>,
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Scratch({} floats of stream)", self.stream.len())
+    }
 }
 
 impl Scratch {

@@ -5,6 +5,7 @@ pub mod plan;
 pub mod precision;
 pub mod rope;
 
+mod explain;
 mod forward;
 mod gemma;
 mod gguf_config;
@@ -13,6 +14,7 @@ mod names;
 mod qwen;
 mod weights;
 
+pub use explain::MatrixReport;
 pub use forward::{Batch, Row, Scratch};
 pub use names::Role;
 
@@ -36,27 +38,6 @@ pub struct Model {
     blocks: Vec<Block>,
     final_norm: Vec<f32>,
     ropes: Vec<RopeTable>,
-}
-
-/// One matrix as `explain` shows it.
-#[derive(Clone, Debug)]
-pub struct MatrixReport {
-    /// Block index; `None` for embedding and head.
-    pub layer: Option<usize>,
-    /// What the matrix does.
-    pub role: Role,
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub columns: usize,
-    /// Packed format, as a short text.
-    pub format: String,
-    /// Precision of the activations it meets.
-    pub activations: &'static str,
-    /// Kernel that multiplies it.
-    pub kernel: &'static str,
-    /// Resident bytes, all read by each pass but for the embedding's.
-    pub bytes: usize,
 }
 
 /// Reads a checkpoint's description without touching its weights.
@@ -126,25 +107,5 @@ impl Model {
     /// Resident bytes of all matrices.
     pub fn resident_bytes(&self) -> u64 {
         self.block_bytes() + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
-    }
-
-    /// Every matrix: format, kernel, bytes.
-    pub fn explain(&self) -> Vec<MatrixReport> {
-        let report = |layer, role, matrix: &PackedMatrix| MatrixReport {
-            layer,
-            role,
-            rows: matrix.rows(),
-            columns: matrix.columns(),
-            format: matrix.format().to_string(),
-            activations: matrix.precision().name(),
-            kernel: farthing_kernels::isa::Isa::active().name(),
-            bytes: matrix.nbytes(),
-        };
-        let mut reports = vec![report(None, Role::Embedding, &self.embedding)];
-        for (layer, block) in self.blocks.iter().enumerate() {
-            reports.extend(block.linears().map(|(role, linear)| report(Some(layer), role, &linear.matrix)));
-        }
-        reports.extend(self.head.as_ref().map(|head| report(None, Role::Head, head)));
-        reports
     }
 }

@@ -205,7 +205,12 @@ impl Region<'_> {
 /// `out = y + bias`, or `out += y + bias`.
 fn store(out: &mut [f32], y: &[f32], bias: Option<&[f32]>, add: bool) {
     match (bias, add) {
-        (None, false) => out.copy_from_slice(&y[..out.len()]),
+        (None, false) => {
+            // Whole tiles are copied in place; a call for so few bytes would cost more than the copy.
+            let (whole, rest) = out.as_chunks_mut::<TILE>();
+            whole.iter_mut().zip(y.as_chunks::<TILE>().0).for_each(|(out, y)| *out = *y);
+            rest.iter_mut().zip(&y[whole.len() * TILE..]).for_each(|(out, y)| *out = *y);
+        }
         (None, true) => out.iter_mut().zip(y).for_each(|(out, y)| *out += y),
         (Some(bias), false) => out.iter_mut().zip(y).zip(bias).for_each(|((out, y), bias)| *out = y + bias),
         (Some(bias), true) => out.iter_mut().zip(y).zip(bias).for_each(|((out, y), bias)| *out += y + bias),

@@ -55,7 +55,7 @@ pub(crate) fn factors(absmax_bits: u32, precision: Precision) -> (f32, f32) {
     }
 }
 
-fn levels(precision: Precision) -> f32 {
+pub(crate) fn levels(precision: Precision) -> f32 {
     match precision {
         Precision::A8 => 127.0,
         Precision::A16 => 16383.0,
@@ -195,19 +195,15 @@ fn fill(plane: &mut Plane, isa: Isa, pool: &Pool, x: &[f32], m: usize, k: usize)
 }
 
 fn quantize_row(isa: Isa, x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
-    for ((g, x), scale) in x.chunks(group).enumerate().zip(scales) {
-        let bytes = bytes_per_input(isa, precision);
-        let codes = &mut codes[g * group * bytes..][..x.len().next_multiple_of(16) * bytes];
-        *scale = match isa {
-            Isa::Scalar => scalar::quantize(x, precision, codes),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `prepare` has checked that the CPU has the level; `codes` holds whole blocks of 16 inputs.
-            Isa::Avx2 => unsafe { super::x86_64::avx2::quantize(x, precision, codes) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512Vnni => unsafe { super::x86_64::avx512::quantize(x, precision, codes) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512Vnni => unreachable!("an unavailable level"),
-        };
+    match isa {
+        Isa::Scalar => scalar::quantize(x, group, precision, codes, scales),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `prepare` has checked that the CPU has the level.
+        Isa::Avx2 => unsafe { super::x86_64::avx2::quantize(x, group, precision, codes, scales) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Vnni => unsafe { super::x86_64::avx512::quantize(x, group, precision, codes, scales) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 | Isa::Avx512Vnni => unreachable!("an unavailable level"),
     }
 }

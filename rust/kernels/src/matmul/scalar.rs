@@ -7,8 +7,14 @@ use super::input::{Group, Plane, factors};
 use crate::format::layout::{CELL, Records, STEP, TILE, load_float};
 use crate::format::{Bits, Offset, Precision};
 
-/// Quantises one group `x`, at most 128 long; `codes` holds i16, zero behind the end of `x`.
-pub(crate) fn quantize(x: &[f32], precision: Precision, codes: &mut [u8]) -> Group {
+/// Quantises one row `x` by groups of `group`; `codes` holds i16, zero behind the end of `x`.
+pub(crate) fn quantize(x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
+    for ((x, codes), scale) in x.chunks(group).zip(codes.chunks_mut(group * 2)).zip(scales) {
+        *scale = quantize_group(x, precision, codes);
+    }
+}
+
+fn quantize_group(x: &[f32], precision: Precision, codes: &mut [u8]) -> Group {
     let absmax = x.iter().map(|x| x.to_bits() & 0x7fff_ffff).max().unwrap_or(0);
     let (factor, scale) = factors(absmax, precision);
     let mut sum = 0;

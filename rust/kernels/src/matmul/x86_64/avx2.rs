@@ -14,9 +14,17 @@ use crate::matmul::input::{Group, Plane, factors};
 /// Rows of a vector.
 const LANES: usize = 8;
 
-/// Quantises one group `x`, at most 128 long; `codes` holds whole blocks of 16 inputs.
+/// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::matmul) fn quantize(x: &[f32], precision: Precision, codes: &mut [u8]) -> Group {
+pub(in crate::matmul) fn quantize(x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
+    for ((x, codes), scale) in x.chunks(group).zip(codes.chunks_mut(group * 2)).zip(scales) {
+        *scale = quantize_group(x, precision, codes);
+    }
+}
+
+/// One group, at most 128 long.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize_group(x: &[f32], precision: Precision, codes: &mut [u8]) -> Group {
     let blocks = x.len().div_ceil(16);
     assert_eq!(codes.len(), blocks * 32, "codes of a group");
     let mut padded = [0.0f32; 128];

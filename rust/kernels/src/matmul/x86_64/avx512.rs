@@ -17,46 +17,107 @@ use std::ops::Range;
 
 use crate::format::layout::{CELL, Records, STEP, TILE};
 use crate::format::{Bits, FloatType, Offset, Precision};
-use crate::matmul::input::{Group, Plane, factors};
+use crate::matmul::input::{Group, Plane, levels};
 
-/// Quantises one group `x`, at most 128 long; `codes` holds whole blocks of 16 inputs.
+/// Groups whose reductions and divisions share vectors.
+const BATCH: usize = 16;
+
+/// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn quantize(x: &[f32], precision: Precision, codes: &mut [u8]) -> Group {
+pub(in crate::matmul) fn quantize(x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
     let bytes = if precision == Precision::A8 { 16 } else { 32 };
-    assert_eq!(codes.len(), x.len().div_ceil(16) * bytes, "codes of a group");
-    let load = |x: &[f32]| {
-        let mask = if x.len() < 16 { (1 << x.len()) - 1 } else { u16::MAX };
-        // SAFETY: the mask keeps the load inside the slice.
-        unsafe { _mm512_maskz_loadu_epi32(mask, x.as_ptr().cast()) }
-    };
-    let sign = _mm512_set1_epi32(i32::MAX);
-    let absmax =
-        x.chunks(16).fold(_mm512_setzero_si512(), |max, x| _mm512_max_epi32(max, _mm512_and_si512(load(x), sign)));
-    let (factor, scale) = factors(_mm512_reduce_max_epi32(absmax) as u32, precision);
-    if factor == 0.0 {
-        codes.fill(0);
-        return Group::new(scale, 0);
+    assert_eq!(codes.len(), x.len().div_ceil(16) * bytes, "codes of a row");
+    let batches = x.chunks(group * BATCH).zip(codes.chunks_mut(group / 16 * bytes * BATCH));
+    for ((x, codes), scales) in batches.zip(scales.chunks_mut(BATCH)) {
+        let mut absmax = Lanes([0; BATCH]);
+        for (absmax, x) in absmax.0.iter_mut().zip(x.chunks(group)) {
+            *absmax = absmax_of(x);
+        }
+        let (factors, steps) = factors_of(&absmax, precision);
+        let mut sums = Lanes([0; BATCH]);
+        let groups = x.chunks(group).zip(codes.chunks_mut(group / 16 * bytes));
+        for (((x, codes), &factor), sum) in groups.zip(&factors.0).zip(&mut sums.0) {
+            if factor == 0.0 {
+                // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves.
+                codes.fill(0);
+            } else if precision == Precision::A8 {
+                *sum = codes_of::<16>(x, factor, codes);
+            } else {
+                *sum = codes_of::<32>(x, factor, codes);
+            }
+        }
+        for ((out, &scale), &sum) in scales.iter_mut().zip(&steps.0).zip(&sums.0) {
+            *out = Group::new(scale, sum);
+        }
     }
+}
+
+#[repr(align(64))]
+struct Lanes<T>([T; BATCH]);
+
+/// The first 16 of `x`, zeros behind its end.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(x: &[f32]) -> __m512 {
+    let mask = if x.len() < 16 { (1 << x.len()) - 1 } else { u16::MAX };
+    // SAFETY: the mask keeps the load inside the slice.
+    unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) }
+}
+
+/// The maximum of the bits of `|x|`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn absmax_of(x: &[f32]) -> i32 {
+    let sign = _mm512_set1_epi32(i32::MAX);
+    let absolute = |x| _mm512_and_si512(_mm512_castps_si512(load(x)), sign);
+    _mm512_reduce_max_epi32(x.chunks(16).fold(_mm512_setzero_si512(), |max, x| _mm512_max_epi32(max, absolute(x))))
+}
+
+/// `input::factors` of 16 groups.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn factors_of(absmax: &Lanes<i32>, precision: Precision) -> (Lanes<f32>, Lanes<f32>) {
+    let levels = _mm512_set1_ps(levels(precision));
+    let infinity = _mm512_set1_epi32(f32::INFINITY.to_bits() as i32);
+    // SAFETY: the arrays have 16 elements and are aligned.
+    unsafe {
+        let bits = _mm512_load_si512(absmax.0.as_ptr().cast());
+        let absmax = _mm512_castsi512_ps(bits);
+        let inverse = _mm512_div_ps(levels, absmax);
+        let finite = _mm512_cmplt_epi32_mask(bits, infinity);
+        let usable = finite & _mm512_cmplt_epi32_mask(_mm512_castps_si512(inverse), infinity);
+        let scale = _mm512_maskz_div_ps(usable, absmax, levels);
+        let scale = _mm512_mask_blend_ps(finite, _mm512_set1_ps(f32::NAN), scale);
+        let (mut factors, mut scales) = (Lanes([0.0; BATCH]), Lanes([0.0; BATCH]));
+        _mm512_store_ps(factors.0.as_mut_ptr(), _mm512_maskz_mov_ps(usable, inverse));
+        _mm512_store_ps(scales.0.as_mut_ptr(), scale);
+        (factors, scales)
+    }
+}
+
+/// The codes of one group, 16 inputs in `BYTES`; returns their sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn codes_of<const BYTES: usize>(x: &[f32], factor: f32, codes: &mut [u8]) -> i32 {
     let factor = _mm512_set1_ps(factor);
     let mut sums = _mm512_setzero_si512();
-    for (x, codes) in x.chunks(16).zip(codes.chunks_exact_mut(bytes)) {
+    for (x, codes) in x.chunks(16).zip(codes.chunks_exact_mut(BYTES)) {
         // The default rounding mode is half to even.
-        let xq = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(load(x)), factor));
+        let xq = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), factor));
         sums = _mm512_add_epi32(sums, xq);
-        if precision == Precision::A8 {
-            // SAFETY: the chunk is 16 bytes long.
-            unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq)) };
-        } else {
-            let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
-            let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
-            // SAFETY: the chunk is 32 bytes long.
-            unsafe {
+        // SAFETY: the chunk is 16 or 32 bytes long.
+        unsafe {
+            if BYTES == 16 {
+                _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq));
+            } else {
+                let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
+                let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
                 _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
                 _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm_unpackhi_epi32(high, low));
             }
         }
     }
-    Group::new(scale, _mm512_reduce_add_epi32(sums))
+    _mm512_reduce_add_epi32(sums)
 }
 
 const SYMMETRIC: u8 = 0;
@@ -136,8 +197,18 @@ unsafe fn blocks<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
     let groups = o.records.groups;
     // SAFETY: blocks lie inside the operands that the caller vouches for.
     unsafe {
-        if tiles.len() == 4 && tokens * PLANES <= 4 {
+        let whole = 4 / PLANES;
+        if tiles.len() == 4 && tokens <= whole {
             return run::<FOUR, PLANES, OFFSET>(o, 0..groups, tiles.start, 0, 4, 0, tokens);
+        }
+        if tiles.len() == 4 && tokens <= 16 {
+            for first in (0..groups).step_by(span) {
+                let groups = first..(first + span).min(groups);
+                for token in (0..tokens).step_by(whole) {
+                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, 0, 4, token, (tokens - token).min(whole));
+                }
+            }
+            return;
         }
         let most = if PLANES == 1 { 6 } else { 4 };
         for first in (0..groups).step_by(span) {
