@@ -27,10 +27,10 @@ class Limits:
     int8_rate: float
 
 
-def measure(threads: int | None = None, seconds: float = 0.2) -> Limits:
-    """Measures the limits now, in about ``seconds``; neighbours on the same machine lower them."""
+def measure(threads: int | None = None) -> Limits:
+    """Measures the limits now, in about half a second; neighbours on the same machine lower them."""
     count = threads or _core.default_threads()
-    return Limits(count, *_core.probe_limits(count, seconds))
+    return Limits(count, *_core.probe_limits(count))
 
 
 @lru_cache(maxsize=8)

@@ -23,7 +23,7 @@ def doctor(threads: opt.Threads = None, as_json: opt.Json = False) -> None:
     from ..tables import text_table
     from ..versions import versions
 
-    limits, tests, room = measure(threads, seconds=0.5), _core.self_tests(), memory()
+    limits, tests, room = measure(threads), _core.self_tests(), memory()
     failed = [f"{name} ({isa})" for name, isa, passed in tests if not passed]
     models = {name: str(alias.installed() or "not installed") for name, alias in ALIASES.items()}
     if as_json:

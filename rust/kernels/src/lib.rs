@@ -14,7 +14,6 @@ pub mod memory;
 pub mod norm;
 pub mod philox;
 pub mod pool;
-pub mod probe;
 pub mod rope;
 pub mod sample;
 mod vector;
