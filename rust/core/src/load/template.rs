@@ -45,6 +45,7 @@ pub struct TemplateOptions {
 }
 
 /// A compiled chat template.
+#[derive(Debug)]
 pub struct ChatTemplate {
     source: String,
 }

@@ -93,10 +93,12 @@ fn template_of(files: &HuggingFace) -> Result<Option<String>, FormatError> {
     let Some(entry) = files.tokenizer_config.as_ref().and_then(|config| config.get("chat_template")) else {
         return Ok(None);
     };
-    let named = |item: &Value| (item.get("name")?.as_str()? == "default").then(|| item.get("template")?.as_str());
     Ok(match entry {
         Value::String(source) => Some(source.clone()),
-        Value::Array(list) => list.iter().find_map(named).flatten().map(str::to_owned),
+        Value::Array(list) => {
+            let named = list.iter().find(|item| item.get("name").and_then(Value::as_str) == Some("default"));
+            named.and_then(|item| item.get("template")?.as_str()).map(str::to_owned)
+        }
         _ => None,
     })
 }

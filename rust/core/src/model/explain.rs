@@ -2,7 +2,7 @@
 
 use super::weights::Block;
 use super::{Model, Role};
-use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackedMatrix, Precision};
+use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::isa::Isa;
 
 /// One matrix as `explain` shows it.
@@ -45,40 +45,9 @@ fn report(layer: Option<usize>, role: Role, matrix: &PackedMatrix) -> MatrixRepo
         role,
         rows: matrix.rows(),
         columns: matrix.columns(),
-        format: describe(matrix.format()),
-        activations: match matrix.precision() {
-            Precision::A8 => "a8",
-            Precision::A16 => "a16",
-            Precision::F32 => "f32",
-        },
+        format: matrix.format().to_string(),
+        activations: matrix.precision().name(),
         kernel: Isa::active().name(),
         bytes: matrix.nbytes(),
-    }
-}
-
-fn float(kind: FloatType) -> &'static str {
-    match kind {
-        FloatType::F32 => "f32",
-        FloatType::F16 => "f16",
-        FloatType::Bf16 => "bf16",
-    }
-}
-
-/// A format in short: `int4 g32 minimum f16`.
-pub fn describe(format: Format) -> String {
-    match format {
-        Format::Float(kind) => float(kind).to_owned(),
-        Format::Integer { bits, group, offset, scale } => {
-            let bits = match bits {
-                Bits::Four => "int4",
-                Bits::Eight => "int8",
-            };
-            let offset = match offset {
-                Offset::Symmetric => "symmetric",
-                Offset::ZeroPoint => "zero point",
-                Offset::Minimum => "minimum",
-            };
-            format!("{bits} g{group} {offset} {}", float(scale))
-        }
     }
 }
