@@ -1,4 +1,4 @@
-//! Gated activations: SiLU (Elfwing et al. 2017) and the tanh form of GELU (Hendrycks & Gimpel 2016).
+//! Gated activations: `SiLU` (Elfwing et al. 2017) and the tanh form of GELU (Hendrycks & Gimpel 2016).
 
 use crate::isa::Isa;
 use crate::math::exp_lanes;
@@ -79,7 +79,7 @@ fn silu<A: Arithmetic>(a: A, x: A::F) -> A::F {
 #[inline(always)]
 fn gelu_tanh<A: Arithmetic>(a: A, x: A::F) -> A::F {
     // -2·√(2/π)
-    let factor = a.splat(-1.595_769_1);
+    let factor = a.splat(-1.595_769);
     let cubic = a.mul_add(a.mul(a.splat(0.044_715), a.mul(x, x)), x, x);
     a.div(x, a.add(a.splat(1.0), exp_lanes(a, a.mul(factor, cubic))))
 }
@@ -106,7 +106,10 @@ mod tests {
             activate_multiply(activation, &mut y, &vec![1.0; x.len()]);
             for (&x, &y) in x.iter().zip(&y) {
                 let exact = exact(activation, f64::from(x));
-                assert!((f64::from(y) - exact).abs() <= 1e-6 * exact.abs().max(1.0), "{activation:?}({x}) = {y}, {exact}");
+                assert!(
+                    (f64::from(y) - exact).abs() <= 1e-6 * exact.abs().max(1.0),
+                    "{activation:?}({x}) = {y}, {exact}"
+                );
             }
         }
     }

@@ -173,7 +173,10 @@ mod tests {
             worst = worst.max(ulps(log(x), f64::from(x).ln()));
         }
         assert!(worst < 1.0, "{worst}");
-        assert_eq!([log(0.0), log(-0.0), log(1.0), log(f32::INFINITY)], [f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0, f32::INFINITY]);
+        assert_eq!(
+            [log(0.0), log(-0.0), log(1.0), log(f32::INFINITY)],
+            [f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0, f32::INFINITY]
+        );
         assert!(log(-1.0).is_nan() && log(f32::NEG_INFINITY).is_nan() && log(f32::NAN).is_nan());
     }
 

@@ -25,7 +25,12 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
 #[doc(hidden)]
 pub fn rms_norm_with(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "rms_norm: x and out differ in length");
-    assert!(x.is_empty() || x.len().is_multiple_of(weight.len()), "rms_norm: {} is no multiple of {}", x.len(), weight.len());
+    assert!(
+        x.is_empty() || x.len().is_multiple_of(weight.len()),
+        "rms_norm: {} is no multiple of {}",
+        x.len(),
+        weight.len()
+    );
     if !x.is_empty() {
         dispatch(isa, RmsNorm { x, weight, eps, out });
     }
@@ -39,7 +44,12 @@ pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
 /// [`rms_norm_in_place`] on a given level.
 #[doc(hidden)]
 pub fn rms_norm_in_place_with(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
-    assert!(x.is_empty() || x.len().is_multiple_of(weight.len()), "rms_norm: {} is no multiple of {}", x.len(), weight.len());
+    assert!(
+        x.is_empty() || x.len().is_multiple_of(weight.len()),
+        "rms_norm: {} is no multiple of {}",
+        x.len(),
+        weight.len()
+    );
     if !x.is_empty() {
         dispatch(isa, RmsNormInPlace { x, weight, eps });
     }

@@ -67,7 +67,7 @@ pub(crate) fn gumbel_lanes<S: Simd>(simd: S, seed: u64, position: u64, first: u3
     for (inverted, word) in inverted.iter_mut().zip(words) {
         *inverted = !word;
     }
-    gumbel_of_words(simd, simd.from_u32(&words), simd.from_u32(&inverted))
+    gumbel_of_words(simd, simd.of_u32(&words), simd.of_u32(&inverted))
 }
 
 /// `words` and their complements as floats.
@@ -86,9 +86,7 @@ fn gumbel_of_words<A: Arithmetic>(a: A, words: A::F, inverted: A::F) -> A::F {
 /// Reproducible numbers in [-1, 1) for tests.
 #[cfg(test)]
 pub(crate) fn uniforms(seed: u64, count: usize) -> Vec<f32> {
-    (0..count)
-        .map(|i| (philox4x32([i as u32, 0, 0, 1], halves(seed))[0] >> 8) as f32 / 8_388_608.0 - 1.0)
-        .collect()
+    (0..count).map(|i| (philox4x32([i as u32, 0, 0, 1], halves(seed))[0] >> 8) as f32 / 8_388_608.0 - 1.0).collect()
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// An empty table; `inverse_frequencies`: (rotary/2,), `scale` multiplies sines and cosines (YaRN's attention
+    /// An empty table; `inverse_frequencies`: (rotary/2,), `scale` multiplies sines and cosines (`YaRN`'s attention
     /// factor, else 1).
     pub fn new(inverse_frequencies: Vec<f32>, scale: f32) -> RopeTable {
         RopeTable { inverse_frequencies, scale, cosines: Vec::new(), sines: Vec::new() }
@@ -153,10 +153,7 @@ impl Kernel for Rotate<'_> {
 
 #[inline(always)]
 fn turned<S: Simd>(simd: S, (a, b): (S::F, S::F), cosine: S::F, sine: S::F) -> (S::F, S::F) {
-    (
-        simd.neg_mul_add(b, sine, simd.mul(a, cosine)),
-        simd.mul_add(a, sine, simd.mul(b, cosine)),
-    )
+    (simd.neg_mul_add(b, sine, simd.mul(a, cosine)), simd.mul_add(a, sine, simd.mul(b, cosine)))
 }
 
 #[cfg(test)]

@@ -22,8 +22,12 @@ impl TokenCounts {
     /// The counts of a prompt and an output.
     pub fn of(prompt: &[u32], output: &[u32]) -> TokenCounts {
         let mut counts = TokenCounts::default();
-        prompt.iter().for_each(|&token| counts.entry(token).prompt += 1);
-        output.iter().for_each(|&token| counts.entry(token).output += 1);
+        for &token in prompt {
+            counts.entry(token).prompt += 1;
+        }
+        for &token in output {
+            counts.entry(token).output += 1;
+        }
         counts
     }
 

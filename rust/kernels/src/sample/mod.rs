@@ -139,7 +139,9 @@ impl Kernel for Sample<'_> {
         let greatest = greatest(simd, logits)?;
         let normaliser = greatest + log(sum_exp(simd, logits, greatest));
         let mut top = most_likely(simd, logits, sampling.top_logprobs);
-        top.iter_mut().for_each(|(_, logprob)| *logprob -= normaliser);
+        for (_, logprob) in &mut top {
+            *logprob -= normaliser;
+        }
         // Raw logits of the tokens that penalties change.
         let raw = history.penalise(logits, sampling);
         forbid(simd, logits, sampling.allowed);

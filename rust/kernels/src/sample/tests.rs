@@ -213,8 +213,12 @@ fn logprobs_are_those_of_the_raw_logits() {
 #[test]
 fn tokens_pushed_and_removed_leave_no_trace() {
     let mut counts = TokenCounts::of(&[1, 2], &[2]);
-    [3, 3, 2].map(|token| counts.push(token));
-    [3, 2, 3, 9].map(|token| counts.remove(token));
+    for token in [3, 3, 2] {
+        counts.push(token);
+    }
+    for token in [3, 2, 3, 9] {
+        counts.remove(token);
+    }
     let sampling = Sampling { repetition_penalty: 2.0, frequency_penalty: 1.0, ..Sampling::default() };
     let mut logits = vec![4.0; 12];
     counts.penalise(&mut logits, &sampling);
@@ -234,10 +238,8 @@ fn rows_without_a_distribution_are_errors() {
                 for at in [0, 17, 36] {
                     let mut logits = vec![0.0; 37];
                     logits[at] = bad;
-                    match sample_with(isa, &mut logits, &sampling, &none).unwrap_err() {
-                        SampleError::NotFinite { token, .. } => assert_eq!(token as usize, at),
-                        other => panic!("{other}"),
-                    }
+                    let error = sample_with(isa, &mut logits, &sampling, &none).unwrap_err();
+                    assert!(matches!(error, SampleError::NotFinite { token, .. } if token as usize == at), "{error}");
                 }
             }
             let empty = sample_with(isa, &mut [f32::NEG_INFINITY; 20], &sampling, &none);

@@ -1,5 +1,6 @@
 //! AVX2, FMA and F16C: two `ymm` registers are a vector, lanes 0..8 in the first.
 
+#[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -164,7 +165,7 @@ impl Simd for Avx2 {
             (_mm256_movemask_ps(mask.0) | (_mm256_movemask_ps(mask.1) << 8)) as u16
         }
         mask(bits: u16) -> Pair { Pair(lanes_of(bits), lanes_of(bits >> 8)) }
-        from_u32(x: &[u32; LANES]) -> Pair { Pair(
+        of_u32(x: &[u32; LANES]) -> Pair { Pair(
             unsigned(_mm256_loadu_si256(x.as_ptr().cast())),
             unsigned(_mm256_loadu_si256(x[8..].as_ptr().cast())),
         ) }

@@ -1,5 +1,6 @@
 //! AVX-512 F, BW, DQ and VL: one `zmm` register is a vector.
 
+#[allow(clippy::wildcard_imports)]
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -91,8 +92,15 @@ impl Simd for Avx512 {
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }}
-        bits(mask: __mmask16) -> u16 { mask }
-        mask(bits: u16) -> __mmask16 { bits }
-        from_u32(x: &[u32; LANES]) -> __m512 { _mm512_cvtepu32_ps(_mm512_loadu_si512(x.as_ptr().cast())) }
+        of_u32(x: &[u32; LANES]) -> __m512 { _mm512_cvtepu32_ps(_mm512_loadu_si512(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn bits(self, mask: __mmask16) -> u16 {
+        mask
+    }
+    #[inline(always)]
+    fn mask(self, bits: u16) -> __mmask16 {
+        bits
     }
 }

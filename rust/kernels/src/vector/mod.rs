@@ -5,11 +5,11 @@
 //! Every method means exactly what its scalar form computes, so all levels give the same bits; NaNs may differ in sign
 //! and payload.
 
-mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod scalar;
 
 use half::{bf16, f16};
 
@@ -72,7 +72,7 @@ pub(crate) trait Simd: Arithmetic {
     fn bits(self, mask: Self::M) -> u16;
     fn mask(self, bits: u16) -> Self::M;
     /// Correctly rounded from unsigned integers.
-    fn from_u32(self, x: &[u32; LANES]) -> Self::F;
+    fn of_u32(self, x: &[u32; LANES]) -> Self::F;
 
     /// Up to [`LANES`] floats; the other lanes are zero.
     #[inline(always)]

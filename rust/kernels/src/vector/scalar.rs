@@ -145,7 +145,7 @@ impl Simd for Scalar<LANES> {
         std::array::from_fn(|i| bits >> i & 1 == 1)
     }
     #[inline(always)]
-    fn from_u32(self, x: &[u32; LANES]) -> [f32; LANES] {
+    fn of_u32(self, x: &[u32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|i| x[i] as f32)
     }
 }
