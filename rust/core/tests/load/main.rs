@@ -1,6 +1,7 @@
 //! Tests of the file formats: malformed files, odd but valid ones, block decoders and random bytes.
 
 mod blocks;
+mod corpus;
 mod directories;
 mod malformed_gguf;
 mod malformed_safetensors;

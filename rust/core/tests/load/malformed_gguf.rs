@@ -7,7 +7,7 @@ use crate::support::{
     string,
 };
 
-type Case = (&'static str, Vec<u8>, GgufError);
+pub(crate) type Case = (&'static str, Vec<u8>, GgufError);
 
 fn header_cases() -> Vec<Case> {
     let version = |version: u32| Gguf { version: version.to_le_bytes(), ..Gguf::new() }.bytes();
@@ -295,9 +295,13 @@ fn data_cases() -> Vec<Case> {
     ]
 }
 
+pub(crate) fn cases() -> Vec<Case> {
+    [header_cases(), key_cases(), tensor_cases(), data_cases()].concat()
+}
+
 #[test]
 fn each_malformed_file_has_its_error() {
-    let cases = [header_cases(), key_cases(), tensor_cases(), data_cases()].concat();
+    let cases = cases();
     assert!(cases.len() >= 40, "{}", cases.len());
     for (name, bytes, expected) in cases {
         let error = Checkpoint::from_bytes(bytes).expect_err(name);

@@ -160,6 +160,12 @@ fn json_cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     ]
 }
 
+/// Every file of the tables, with its name.
+pub(crate) fn all_cases() -> Vec<(&'static str, Vec<u8>)> {
+    let typed = cases().into_iter().map(|(name, bytes, _)| (name, bytes));
+    typed.chain(json_cases().into_iter().map(|(name, bytes, _)| (name, bytes))).collect()
+}
+
 fn open(name: &str, bytes: Vec<u8>) -> (SafetensorsError, String) {
     let error = Checkpoint::from_bytes(bytes).expect_err(name);
     let message = error.to_string();
