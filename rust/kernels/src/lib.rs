@@ -5,9 +5,21 @@
 //! interleaved partial sums (index mod 16) and one fixed tree; so results do not depend on the number of rows, on
 //! threads or on the instruction set.
 
+// Generic kernel bodies must be inlined into the shell that enables the instruction set.
+#![allow(clippy::inline_always)]
+
 pub mod activation;
+pub mod attention;
 pub mod format;
 pub mod isa;
+pub mod math;
 pub mod matmul;
 pub mod memory;
+pub mod norm;
+pub mod philox;
 pub mod pool;
+pub mod probe;
+pub mod rope;
+pub mod sample;
+pub mod selftest;
+mod vector;

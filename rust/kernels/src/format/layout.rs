@@ -34,6 +34,13 @@ pub(crate) struct Layout {
     pub(crate) format: Format,
 }
 
+impl Format {
+    /// Bytes of a matrix of `n` rows and `k` columns once packed; `None` when it is empty or beyond all addresses.
+    pub fn packed_bytes(self, n: usize, k: usize) -> Option<usize> {
+        if n == 0 || k == 0 { None } else { Layout { n, k, format: self }.checked_bytes() }
+    }
+}
+
 impl Layout {
     pub(crate) fn panels(&self) -> usize {
         self.n.div_ceil(PANEL)

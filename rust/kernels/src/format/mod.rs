@@ -4,6 +4,7 @@
 //! `scale * code + minimum[n, g]` (minimum), with `g = k / group`; codes are always unsigned.
 
 pub(crate) mod layout;
+mod names;
 mod pack;
 mod packed;
 mod quantize;

@@ -1,0 +1,128 @@
+//! Known-answer tests at run time: each level against the scalar one, on this very CPU.
+
+use crate::activation::{Activation, activate_multiply_with};
+use crate::attention::{AttentionShape, KvPages, KvType, PAGE, Span, attention_with};
+use crate::isa::Isa;
+use crate::norm::{add_with, rms_norm_with};
+use crate::philox::philox4x32;
+use crate::pool::Pool;
+use crate::rope::{RopeTable, rotate_with};
+use crate::sample::{Sampling, TokenCounts, sample_with};
+
+/// The outcome of one kernel's test on one level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelfTest {
+    /// The kernel.
+    pub name: &'static str,
+    /// The level tested.
+    pub isa: Isa,
+    /// Whether its bits are those of the scalar level.
+    pub passed: bool,
+}
+
+/// Everything that a kernel computes from fixed inputs.
+type Outputs = fn(Isa) -> Vec<f32>;
+
+/// Tests every float kernel on `isa`, in about a millisecond.
+///
+/// ```
+/// use farthing_kernels::{isa::Isa, selftest::float_self_tests};
+/// assert!(float_self_tests(Isa::active()).iter().all(|test| test.passed));
+/// ```
+///
+/// # Panics
+/// When this CPU lacks `isa`.
+pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
+    let kernels: [(&'static str, Outputs); 6] = [
+        ("rms_norm", rms_norm),
+        ("add", add),
+        ("rotate", rotate),
+        ("activate_multiply", activate_multiply),
+        ("attention", attention),
+        ("sample", sample),
+    ];
+    let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+    let test =
+        |(name, kernel): (_, Outputs)| SelfTest { name, isa, passed: bits(kernel(isa)) == bits(kernel(Isa::Scalar)) };
+    kernels.into_iter().map(test).collect()
+}
+
+/// Reproducible numbers in [-4, 4).
+fn numbers(seed: u32, count: usize) -> Vec<f32> {
+    (0..count as u32).map(|i| (philox4x32([i, 0, 0, 2], [seed, 0])[0] >> 8) as f32 / 2_097_152.0 - 4.0).collect()
+}
+
+fn rms_norm(isa: Isa) -> Vec<f32> {
+    let mut out = vec![0.0; 3 * 77];
+    rms_norm_with(isa, &numbers(1, out.len()), &numbers(2, 77), 1e-5, &mut out);
+    out
+}
+
+fn add(isa: Isa) -> Vec<f32> {
+    let mut out = numbers(3, 77);
+    add_with(isa, &mut out, &numbers(4, 77));
+    out
+}
+
+fn rotate(isa: Isa) -> Vec<f32> {
+    let mut table = RopeTable::new(numbers(5, 20), 1.0);
+    table.ensure(100);
+    let mut out = numbers(6, 2 * 3 * 48);
+    rotate_with(isa, &table, &mut out, 3 * 48, 3, 48, &[1, 99]);
+    out
+}
+
+fn activate_multiply(isa: Isa) -> Vec<f32> {
+    let mut out = numbers(7, 77);
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        activate_multiply_with(isa, activation, &mut out, &numbers(8, 77));
+    }
+    out
+}
+
+fn attention(isa: Isa) -> Vec<f32> {
+    let pool = Pool::new(1);
+    let mut all = Vec::new();
+    for kind in [KvType::F32, KvType::F16, KvType::Bf16] {
+        let (heads, kv_heads, head_dim, tokens) = (6, 2, 36, 40);
+        let Ok(mut cache) = KvPages::new(2, kv_heads, head_dim, kind) else { continue };
+        for t in 0..tokens {
+            let row = |seed| numbers(seed + t as u32, kv_heads * head_dim);
+            cache.write_with(isa, (t / PAGE) as u32, t % PAGE, &row(100), &row(200));
+        }
+        for (window, softcap) in [(None, None), (Some(9), Some(3.0))] {
+            let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.2, window, softcap };
+            let mut out = vec![0.0; 5 * heads * head_dim];
+            let span = Span { first_row: 0, rows: 5, start: tokens - 5, pages: &[0, 1] };
+            attention_with(isa, &pool, &numbers(9, out.len()), &[span], &cache, &shape, &mut out);
+            all.extend(out);
+        }
+    }
+    all
+}
+
+fn sample(isa: Isa) -> Vec<f32> {
+    let mut all = Vec::new();
+    for position in 0..8 {
+        let sampling = Sampling { top_p: 0.9, top_k: Some(50), min_p: 0.01, position, ..Sampling::default() };
+        match sample_with(isa, &mut numbers(10, 300), &sampling, &TokenCounts::default()) {
+            Ok(draw) => all.extend([draw.token as f32, draw.logprob]),
+            Err(_) => all.push(f32::NAN),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_passes() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+            let tests = float_self_tests(isa);
+            assert_eq!(tests.len(), 6);
+            assert!(tests.iter().all(|test| test.passed && test.isa == isa), "{tests:?}");
+        }
+    }
+}
