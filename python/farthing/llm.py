@@ -176,7 +176,7 @@ class LLM:
 
     def explain(self) -> Explanation:
         """Kernel, format, precision and bytes of every matrix."""
-        return Explanation(self._core.explain())
+        return Explanation.of(self._core.explain())
 
     def _finish(
         self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool
