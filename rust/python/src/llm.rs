@@ -275,7 +275,7 @@ impl Llm {
 
     #[getter]
     fn has_chat_template(&self) -> bool {
-        self.0.template().is_some()
+        self.0.has_chat_template()
     }
 
     fn encode(&self, py: Python<'_>, text: &str, add_special: bool) -> PyResult<Vec<u32>> {

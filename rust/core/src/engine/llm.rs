@@ -276,6 +276,11 @@ impl Llm {
         template.render(messages, &options).map_err(|error| Error::Format(error.into()))
     }
 
+    /// Whether [`Llm::chat_prompt`] works.
+    pub fn has_chat_template(&self) -> bool {
+        self.text.template.is_some()
+    }
+
     /// The model's description.
     pub fn config(&self) -> &Config {
         &self.config

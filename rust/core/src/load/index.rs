@@ -9,7 +9,7 @@ use super::checkpoint::Tensor;
 use super::error::IndexError;
 use super::json::{LONGEST_STRING, survey};
 
-const LARGEST: u64 = 64 << 20;
+const LARGEST: u64 = 32 << 20;
 const MOST_TENSORS: usize = 1 << 19;
 const MOST_SHARDS: usize = 1 << 12;
 

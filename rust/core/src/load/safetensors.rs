@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 use std::fmt::{self, Formatter};
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::checkpoint::Tensor;
 use super::error::SafetensorsError;
@@ -319,7 +319,7 @@ impl<'de> Deserialize<'de> for Shape {
                     shape.sizes[shape.length] = size;
                     shape.length += 1;
                 }
-                while seq.next_element::<IgnoredAny>()?.is_some() {
+                while seq.next_element::<u64>()?.is_some() {
                     shape.length += 1;
                 }
                 Ok(shape)

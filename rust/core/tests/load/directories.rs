@@ -177,6 +177,27 @@ fn indices_that_disagree_with_their_shards_are_errors() {
 }
 
 #[test]
+fn indices_without_end_are_errors() {
+    let map = |count: usize, entry: &dyn Fn(usize) -> String| {
+        format!("{{{}}}", (0..count).map(entry).collect::<Vec<_>>().join(","))
+    };
+    let size = |unit, got, expected| IndexError::Size { unit, got, expected };
+    let cases = [
+        (map(524_289, &|i| format!(r#""{i}":"a.safetensors""#)), size("tensors", 524_289, 524_288)),
+        (map(4_098, &|i| format!(r#""{i}":"{i}.safetensors""#)), size("shards", 4_097, 4_096)),
+        (format!("{{{}}}", " ".repeat(32 << 20)), size("bytes", (32 << 20) + 45, 32 << 20)),
+        (format!(r#"{{"{}":""}}"#, "n".repeat((8 << 20) + 1)), size("bytes of a string", (8 << 20) + 1, 8 << 20)),
+    ];
+    for (weight_map, expected) in cases {
+        let directory = sharded(&weight_map);
+        let FormatError::Index { error, .. } = refused(expected.to_string().as_str(), &directory, "") else {
+            panic!("an index: {expected}")
+        };
+        assert_eq!(error, expected);
+    }
+}
+
+#[test]
 fn the_same_tensor_in_two_shards_is_an_error() {
     let one = "model-00001-of-00002.safetensors";
     let directory = sharded(&format!(r#"{{"a":"{one}","b":"{one}","d":"model-00002-of-00002.safetensors"}}"#))
