@@ -13,6 +13,11 @@ fn main() {
     eprintln!("logits {:?}", t.elapsed());
     let bytes: Vec<u8> = l.iter().flat_map(|x| x.to_le_bytes()).collect();
     std::fs::write(&a[5], bytes).unwrap();
-    let c = llm.generate(vec![Request { prompt: Prompt::Tokens(ids), sampling: SamplingParams { max_tokens: 24, ..Default::default() } }]).unwrap();
+    let c = llm
+        .generate(vec![Request {
+            prompt: Prompt::Tokens(ids),
+            sampling: SamplingParams { max_tokens: 24, ..Default::default() },
+        }])
+        .unwrap();
     eprintln!("{:?} {:?} {:#?}", c[0].token_ids, c[0].finish_reason, c[0].ledger);
 }
