@@ -375,7 +375,8 @@ fn indent(
 fn check_widths(template: &str, values: &[Value]) -> Result<(), Error> {
     let (mut width, mut widest) = (0_usize, 0);
     for byte in template.bytes() {
-        width = if byte.is_ascii_digit() { width.saturating_mul(10) + usize::from(byte - b'0') } else { 0 };
+        width =
+            if byte.is_ascii_digit() { width.saturating_mul(10).saturating_add(usize::from(byte - b'0')) } else { 0 };
         widest = widest.max(width);
     }
     // A width may also come from a value.
