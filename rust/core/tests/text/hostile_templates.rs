@@ -196,6 +196,7 @@ fn nothing_outside_is_reached() {
         "{{ 'a'|nothing }}",
         "{{ 1 / 0 }}",
         "{{ 1 % 0 }}",
+        "{{ 1 is divisibleby 0 }}",
         "{{ 10 ** 1000 }}",
     ] {
         match render(source) {

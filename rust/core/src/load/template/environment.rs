@@ -50,6 +50,12 @@ pub(super) fn environment(now: i64, input: u64) -> Environment<'static> {
             || value.is_undefined()
     });
     env.add_test("number", |value: Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
+    env.add_test("divisibleby", |value: Value, by: Value| -> Result<bool, Error> {
+        match (integer(&value), integer(&by)) {
+            (Some(value), Some(by)) if by != 0 => Ok(value.checked_rem(by).is_none_or(|rest| rest == 0)),
+            _ => Err(invalid(format!("{} is divisible by no {}", value.kind(), by.kind()))),
+        }
+    });
     env.add_test("callable", |value: Value| value.kind() == ValueKind::Plain);
     env.remove_global("debug");
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
