@@ -152,6 +152,16 @@ impl Region<'_> {
         scratch: &mut Scratch,
     ) {
         let width = tiles.len() * TILE;
+        let n = target.matrix.rows();
+        let first = panel * PANEL + tiles.start * TILE;
+        let rows = first..(first + width).min(n);
+        if tokens.len() > STREAM {
+            for token in tokens.clone() {
+                // SAFETY: the partition gives each (token, tile) to one thread.
+                let out = unsafe { target.out.slice(token * n + rows.start..token * n + rows.end) };
+                for line in out.chunks(16) { unsafe { std::arch::x86_64::_mm_prefetch::<3>(line.as_ptr().cast()) } }
+            }
+        }
         let y = &mut scratch.y.0[..tokens.len() * width];
         self.product(target.matrix, panel, tiles.clone(), tokens.clone(), y, &mut scratch.widened);
         if let Some(gated) = &target.gated {
@@ -159,9 +169,6 @@ impl Region<'_> {
             self.product(gated.up, panel, tiles.clone(), tokens.clone(), up, &mut scratch.widened);
             activate_multiply(gated.activation, y, up);
         }
-        let n = target.matrix.rows();
-        let first = panel * PANEL + tiles.start * TILE;
-        let rows = first..(first + width).min(n);
         for (token, y) in tokens.zip(y.chunks_exact(width)) {
             // SAFETY: the partition gives each (token, tile) to one thread.
             let out = unsafe { target.out.slice(token * n + rows.start..token * n + rows.end) };

@@ -31,6 +31,9 @@ pub(in crate::matmul) fn quantize(x: &[f32], group: usize, precision: Precision,
     for ((x, codes), scales) in batches.zip(scales.chunks_mut(BATCH)) {
         let mut absmax = Lanes([0; BATCH]);
         for (absmax, x) in absmax.0.iter_mut().zip(x.chunks(group)) {
+            for line in (0..group * 4).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(4096 + line));
+            }
             *absmax = absmax_of(x);
         }
         let (factors, steps) = factors_of(&absmax, precision);
@@ -125,7 +128,9 @@ const ZERO_POINT: u8 = 1;
 const MINIMUM: u8 = 2;
 
 /// Inputs of the span of groups that all tokens pass before the next span, so that its codes are read from memory once.
-const SPAN: usize = 256;
+const SPAN: usize = 768;
+
+const STREAM_SPAN: usize = 512;
 
 /// One panel, the quantised rows and the outputs; pointers and the strides between their elements.
 struct Operands<'a> {
@@ -199,13 +204,16 @@ unsafe fn blocks<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
     unsafe {
         let whole = 4 / PLANES;
         if tiles.len() == 4 && tokens <= whole {
-            return run::<FOUR, PLANES, OFFSET>(o, 0..groups, tiles.start, 0, 4, 0, tokens);
+            return run::<FOUR, PLANES, OFFSET>(o, 0..groups, tiles.start, 0, 4, 0, tokens, 4096);
         }
         if tiles.len() == 4 && tokens <= 16 {
+            let span = (STREAM_SPAN / (o.records.steps * STEP)).max(1);
             for first in (0..groups).step_by(span) {
                 let groups = first..(first + span).min(groups);
                 for token in (0..tokens).step_by(whole) {
-                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, 0, 4, token, (tokens - token).min(whole));
+                    let ahead = if token == 0 { span * o.record_bytes } else { 0 };
+                    let m = (tokens - token).min(whole);
+                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, 0, 4, token, m, ahead);
                 }
             }
             return;
@@ -216,7 +224,7 @@ unsafe fn blocks<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
             for tile in (0..tiles.len()).step_by(2) {
                 for token in (0..tokens).step_by(most) {
                     let (t, m) = ((tiles.len() - tile).min(2), (tokens - token).min(most));
-                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, tile, t, token, m);
+                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, tile, t, token, m, 0);
                 }
             }
         }
@@ -233,26 +241,27 @@ unsafe fn run<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
     t: usize,
     token: usize,
     m: usize,
+    ahead: usize,
 ) {
     // SAFETY: as for `blocks`.
     unsafe {
         match (t, m) {
-            (4, 1) => block::<FOUR, PLANES, OFFSET, 4, 1>(o, g, start, tile, token),
-            (4, 2) => block::<FOUR, PLANES, OFFSET, 4, 2>(o, g, start, tile, token),
-            (4, 3) => block::<FOUR, PLANES, OFFSET, 4, 3>(o, g, start, tile, token),
-            (4, 4) => block::<FOUR, PLANES, OFFSET, 4, 4>(o, g, start, tile, token),
-            (2, 1) => block::<FOUR, PLANES, OFFSET, 2, 1>(o, g, start, tile, token),
-            (2, 2) => block::<FOUR, PLANES, OFFSET, 2, 2>(o, g, start, tile, token),
-            (2, 3) => block::<FOUR, PLANES, OFFSET, 2, 3>(o, g, start, tile, token),
-            (2, 4) => block::<FOUR, PLANES, OFFSET, 2, 4>(o, g, start, tile, token),
-            (2, 5) => block::<FOUR, PLANES, OFFSET, 2, 5>(o, g, start, tile, token),
-            (2, 6) => block::<FOUR, PLANES, OFFSET, 2, 6>(o, g, start, tile, token),
-            (1, 1) => block::<FOUR, PLANES, OFFSET, 1, 1>(o, g, start, tile, token),
-            (1, 2) => block::<FOUR, PLANES, OFFSET, 1, 2>(o, g, start, tile, token),
-            (1, 3) => block::<FOUR, PLANES, OFFSET, 1, 3>(o, g, start, tile, token),
-            (1, 4) => block::<FOUR, PLANES, OFFSET, 1, 4>(o, g, start, tile, token),
-            (1, 5) => block::<FOUR, PLANES, OFFSET, 1, 5>(o, g, start, tile, token),
-            (1, 6) => block::<FOUR, PLANES, OFFSET, 1, 6>(o, g, start, tile, token),
+            (4, 1) => block::<FOUR, PLANES, OFFSET, 4, 1>(o, g, start, tile, token, ahead),
+            (4, 2) => block::<FOUR, PLANES, OFFSET, 4, 2>(o, g, start, tile, token, ahead),
+            (4, 3) => block::<FOUR, PLANES, OFFSET, 4, 3>(o, g, start, tile, token, ahead),
+            (4, 4) => block::<FOUR, PLANES, OFFSET, 4, 4>(o, g, start, tile, token, ahead),
+            (2, 1) => block::<FOUR, PLANES, OFFSET, 2, 1>(o, g, start, tile, token, ahead),
+            (2, 2) => block::<FOUR, PLANES, OFFSET, 2, 2>(o, g, start, tile, token, ahead),
+            (2, 3) => block::<FOUR, PLANES, OFFSET, 2, 3>(o, g, start, tile, token, ahead),
+            (2, 4) => block::<FOUR, PLANES, OFFSET, 2, 4>(o, g, start, tile, token, ahead),
+            (2, 5) => block::<FOUR, PLANES, OFFSET, 2, 5>(o, g, start, tile, token, ahead),
+            (2, 6) => block::<FOUR, PLANES, OFFSET, 2, 6>(o, g, start, tile, token, ahead),
+            (1, 1) => block::<FOUR, PLANES, OFFSET, 1, 1>(o, g, start, tile, token, ahead),
+            (1, 2) => block::<FOUR, PLANES, OFFSET, 1, 2>(o, g, start, tile, token, ahead),
+            (1, 3) => block::<FOUR, PLANES, OFFSET, 1, 3>(o, g, start, tile, token, ahead),
+            (1, 4) => block::<FOUR, PLANES, OFFSET, 1, 4>(o, g, start, tile, token, ahead),
+            (1, 5) => block::<FOUR, PLANES, OFFSET, 1, 5>(o, g, start, tile, token, ahead),
+            (1, 6) => block::<FOUR, PLANES, OFFSET, 1, 6>(o, g, start, tile, token, ahead),
             _ => unreachable!("a block of {t} tiles and {m} tokens"),
         }
     }
@@ -266,6 +275,7 @@ unsafe fn block<const FOUR: bool, const PLANES: usize, const OFFSET: u8, const T
     start: usize,
     tile: usize,
     token: usize,
+    ahead: usize,
 ) {
     let records = o.records;
     let cells = records.tiles * CELL;
@@ -301,8 +311,8 @@ unsafe fn block<const FOUR: bool, const PLANES: usize, const OFFSET: u8, const T
                 let mut high = [_mm512_setzero_si512(); T];
                 for t in 0..T {
                     let at = w.add(t * CELL);
-                    if M * PLANES <= 4 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(4096).cast());
+                    if T == 4 || M * PLANES <= 4 {
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
                     }
                     let codes = _mm512_loadu_si512(at.cast());
                     if FOUR {
@@ -311,8 +321,8 @@ unsafe fn block<const FOUR: bool, const PLANES: usize, const OFFSET: u8, const T
                     } else {
                         low[t] = codes;
                         high[t] = _mm512_loadu_si512(at.add(cells).cast());
-                        if M * PLANES <= 4 {
-                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(cells + 4096).cast());
+                        if T == 4 || M * PLANES <= 4 {
+                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(cells + ahead).cast());
                         }
                     }
                 }
