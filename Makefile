@@ -11,9 +11,10 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # One profile for the wheel, the tests and the benches, so that dependencies compile once.
 PROFILE := --release
+SECONDS_EACH ?= 60
 SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find rust -name '*.rs' -o -name Cargo.toml)
 # cargo-nextest where it is installed, else cargo's own runner: the same tests.
-CARGO_TEST := $(if $(shell cargo nextest --version 2>/dev/null),cargo nextest run --cargo-profile release,cargo test --release --lib --bins --tests)
+CARGO_TEST = $(if $(shell cargo nextest --version 2>/dev/null),cargo nextest run --cargo-profile release,cargo test --release --lib --bins --tests)
 export PYO3_PYTHON := $(BIN)/python
 
 # --- set-up, each step once ------------------------------------------------------------------------------------------
@@ -40,6 +41,13 @@ $(VENV)/.model: $(VENV)/.tools
 $(VENV)/.dev: $(VENV)/.tools pyproject.toml
 	@echo "installing the development tools (torch among them)"
 	@$(PIP) --requirement pyproject.toml --extra dev
+	@touch $@
+
+# What `bench` compares with: llama.cpp as its npm package builds it for every CPU, else as PyPI has it.
+$(VENV)/.peers: $(VENV)/.tools
+	@echo "fetching llama.cpp"
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/peers @node-llama-cpp/linux-x64; \
+	else $(PIP) xllamacpp; fi
 	@touch $@
 
 # --- targets ---------------------------------------------------------------------------------------------------------
@@ -83,9 +91,12 @@ python: build wheel ## Python tests, command line and notebooks
 	$(BIN)/pytest --nbmake --nbmake-timeout=180 notebooks
 
 .PHONY: bench
-bench: build ## measure farthing beside its peers, interleaved in one run
-	cargo bench --workspace --exclude farthing-python --locked
+bench: build $(VENV)/.peers ## measure farthing beside its peers, interleaved in one run
 	$(BIN)/python -m benches
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser, SECONDS_EACH=60 seconds each
+	fuzz/run.sh $(SECONDS_EACH)
 
 .PHONY: clean
 clean: ## remove what the other targets made

@@ -44,10 +44,11 @@ class Matrix:
 class Explanation(list[Matrix]):
     """Every matrix in order; prints as a table with one line for all that are alike."""
 
-    def __init__(self, reports: Iterable[_core.MatrixReport]) -> None:
-        super().__init__(
-            Matrix(**{name: getattr(report, name) for name in Matrix.__dataclass_fields__}) for report in reports
-        )
+    @classmethod
+    def of(cls, reports: Iterable[_core.MatrixReport]) -> Explanation:
+        """From the core's records."""
+        names = Matrix.__dataclass_fields__
+        return cls(Matrix(**{name: getattr(report, name) for name in names}) for report in reports)
 
     @property
     def nbytes(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from . import _core
+from .machine import measured
 from .tables import html_table, text_table
 
 __all__ = ["EngineLedger", "Ledger"]
@@ -92,6 +93,11 @@ class Ledger(_Table):
         """Generated tokens per second after the first; None when there was only one."""
         return _rate(self.output_tokens - 1, self.decode_seconds)
 
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes of weights, keys and values read per second of prefill and decode."""
+        return _rate(self.weight_bytes + self.kv_bytes, self.prefill_seconds + self.decode_seconds)
+
     def cost(self, prices: Mapping[str, float]) -> float:
         """What the request cost, in the currency of ``prices``.
 
@@ -125,6 +131,7 @@ class Ledger(_Table):
             ("prefill", seconds(self.prefill_seconds) + _per_second(self.prefill_rate)),
             ("decode", seconds(self.decode_seconds) + _per_second(self.decode_rate)),
             ("processor", seconds(self.cpu_seconds)),
+            ("memory read", _against_limit(self.bandwidth)),
         ]
         return rows
 
@@ -163,7 +170,6 @@ class EngineLedger(_Table):
         return _rate(self.decode_bytes, self.decode_seconds)
 
     def _rows(self) -> list[tuple[str, str]]:
-        bandwidth = self.decode_bandwidth
         return [
             ("requests", str(self.requests)),
             ("passes", str(self.passes)),
@@ -173,7 +179,8 @@ class EngineLedger(_Table):
             ("weights read", size(self.weight_bytes)),
             ("keys and values", size(self.kv_bytes)),
             ("prefill", seconds(self.prefill_seconds)),
-            ("decode", seconds(self.decode_seconds) + ("" if bandwidth is None else f", {size(bandwidth)}/s")),
+            ("decode", seconds(self.decode_seconds)),
+            ("memory read in decode", _against_limit(self.decode_bandwidth)),
         ]
 
 
@@ -198,6 +205,14 @@ def seconds(value: float) -> str:
 
 def _rate(count: float, duration: float) -> float | None:
     return count / duration if count > 0 and duration > 0 else None
+
+
+def _against_limit(bandwidth: float | None) -> str:
+    """A bandwidth, and its share of the machine's where `farthing.machine.limits` was asked before."""
+    if bandwidth is None:
+        return "–"
+    limits = measured()
+    return f"{size(bandwidth)}/s" + (f", {bandwidth / limits.bandwidth:.0%} of the limit" if limits else "")
 
 
 def _per_second(rate: float | None) -> str:

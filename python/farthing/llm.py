@@ -102,7 +102,7 @@ class LLM:
         Returns:
             One completion per prompt, in order.
         """
-        many = [prompts] if _is_prompt(prompts) else list(prompts)
+        many: list[Any] = [prompts] if _is_prompt(prompts) else _list("prompts", prompts)
         return self._finish([_prompt(prompt) for prompt in many], params, rendered=False)
 
     def chat(
@@ -121,7 +121,7 @@ class LLM:
         Returns:
             One completion per conversation, in order.
         """
-        many: list[Any] = [messages] if _is_conversation(messages) else list(messages)
+        many: list[Any] = [messages] if _is_conversation(messages) else _list("messages", messages)
         return self._finish([self.chat_prompt(turns, **variables) for turns in many], params, rendered=True)
 
     def stream(
@@ -176,17 +176,17 @@ class LLM:
 
     def explain(self) -> Explanation:
         """Kernel, format, precision and bytes of every matrix."""
-        return Explanation(self._core.explain())
+        return Explanation.of(self._core.explain())
 
     def _finish(
         self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool
     ) -> list[Completion]:
         if params is None or isinstance(params, SamplingParams):
             each = [_params(params)] * len(prompts)
-        elif len(params) == len(prompts):
-            each = [_params(entry) for entry in params]
         else:
-            raise ValueError(f"params: got {len(params)}, expected one, or one for each of the {len(prompts)} prompts")
+            each = [_params(entry) for entry in _list("params", params)]
+        if len(each) != len(prompts):
+            raise ValueError(f"params: got {len(each)}, expected one, or one for each of the {len(prompts)} prompts")
         streams = self._core.submit(prompts, each, rendered)
         # A stream that is dropped before its end (an interrupt, an error) cancels its request.
         return [completion(stream.wait()) for stream in streams]
@@ -221,6 +221,12 @@ def _params(params: SamplingParams | None) -> _core.Sampling:
     if not isinstance(params, SamplingParams):
         raise ValueError(f"params: got {type(params).__name__}, expected SamplingParams")
     return params._core
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
+        raise ValueError(f"{name}: got {type(value).__name__}, expected one of them or a list")
+    return list(value)
 
 
 def _is_prompt(value: Any) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from . import _core
 
-__all__ = ["Limits", "limits", "measure", "memory", "warnings"]
+__all__ = ["Limits", "limits", "measure", "measured", "memory", "warnings"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,24 @@ class Limits:
     int8_rate: float
 
 
+_measured: dict[int, Limits] = {}
+
+
 def measure(threads: int | None = None) -> Limits:
     """Measures the limits now, in about half a second; neighbours on the same machine lower them."""
     count = threads or _core.default_threads()
-    return Limits(count, *_core.probe_limits(count))
+    _measured[count] = Limits(count, *_core.probe_limits(count))
+    return _measured[count]
 
 
-@lru_cache(maxsize=8)
 def limits(threads: int | None = None) -> Limits:
-    """The limits as first measured in this process."""
-    return measure(threads)
+    """The limits as last measured in this process, measured now if they never were."""
+    return measured(threads) or measure(threads)
+
+
+def measured(threads: int | None = None) -> Limits | None:
+    """The limits as last measured in this process, if they were."""
+    return _measured.get(threads or _core.default_threads())
 
 
 def memory() -> tuple[int, int] | None:

@@ -86,7 +86,7 @@ def plan(
     """
     path = locate(model)
     core = _core.plan(os.fspath(path), weights=weights, activations=activations, kv=kv)
-    limit, matrices = limits(threads), Explanation(core.matrices)
+    limit, matrices = limits(threads), Explanation.of(core.matrices)
     return Plan(
         family=core.family,
         context=core.context,

@@ -7,10 +7,9 @@ import signal
 import threading
 import time
 
+import farthing as ft
 import numpy as np
 import pytest
-
-import farthing as ft
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SHORT = ft.SamplingParams(max_tokens=12)
@@ -245,7 +244,7 @@ def test_chat_prompts_are_the_templates(llm):
 def test_explain_names_every_matrix(llm):
     matrices = llm.explain()
     assert len(matrices) == 1 + 7 * 30
-    assert {matrix.role for matrix in matrices} >= {"embedding", "query", "down"}
+    assert {matrix.role for matrix in matrices} >= {"head", "query", "down"}
     assert matrices.nbytes == sum(matrix.nbytes for matrix in matrices) > 70e6
     table = str(matrices)
     assert "0–29" in table

@@ -37,4 +37,4 @@ def bench(
         return
     typer.echo(str(speeds))
     for warning in warnings():
-        errors.print(f"warning: {warning}", style="yellow", markup=False)
+        errors.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)

@@ -54,7 +54,7 @@ def doctor(threads: opt.Threads = None, as_json: opt.Json = False) -> None:
         ]
         typer.echo(text_table(rows, left=True))
         for warning in warnings():
-            errors.print(f"warning: {warning}", style="yellow", markup=False)
+            errors.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
     if failed:
-        errors.print(f"self-test failed: {', '.join(failed)}", style="bold red", markup=False)
+        errors.print(f"self-test failed: {', '.join(failed)}", style="bold red", markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -36,6 +36,7 @@ def generate(
 ) -> None:
     """Answer one prompt; the text goes to standard output, the ledger to standard error."""
     from ..llm import LLM
+    from ..machine import limits
     from ..sampling import SamplingParams
 
     params = SamplingParams(
@@ -76,4 +77,5 @@ def generate(
             typer.echo(json.dumps(asdict(stream.completion)))
             return
         write([first], stream)
+    limits(llm.threads)  # measured after the answer, so that the ledger can hold its bandwidth against it
     errors.print(stream.completion.ledger)

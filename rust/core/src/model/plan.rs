@@ -43,7 +43,16 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
         })?;
         let activations = precision(role, format, activations).name();
         let kernel = Isa::active().name();
-        Ok::<_, Error>(MatrixReport { layer, role: stored, rows, columns, format: format.to_string(), activations, kernel, bytes })
+        Ok::<_, Error>(MatrixReport {
+            layer,
+            role,
+            rows,
+            columns,
+            format: format.to_string(),
+            activations,
+            kernel,
+            bytes,
+        })
     };
     let table = [config.vocab, config.hidden];
     let used_as = if config.tied { Role::Head } else { Role::Embedding };
@@ -80,7 +89,7 @@ impl Plan {
 
     /// The matrices that a pass with logits multiplies: all but an embedding that is not also the head.
     fn multiplied(&self) -> impl Iterator<Item = &MatrixReport> {
-        self.matrices.iter().filter(|matrix| self.config.tied || matrix.role != Role::Embedding)
+        self.matrices.iter().filter(|matrix| matrix.role != Role::Embedding)
     }
 
     /// Bytes of weights that one decoded token reads when it is alone in its pass.
