@@ -39,7 +39,11 @@ pub(crate) fn probe_limits(py: Python<'_>, threads: usize) -> PyResult<(f64, f64
         let pool = Pool::new(threads);
         (probe::read_bandwidth(&pool), probe::int8_rate(&pool))
     });
-    if bandwidth > 0.0 { Ok((bandwidth, rate)) } else { Err(PyMemoryError::new_err("no memory to measure its bandwidth")) }
+    if bandwidth > 0.0 {
+        Ok((bandwidth, rate))
+    } else {
+        Err(PyMemoryError::new_err("no memory to measure its bandwidth"))
+    }
 }
 
 /// (kernel, instruction set, passed) of every kernel this CPU can run, compared with its specification.

@@ -43,7 +43,16 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
         })?;
         let activations = precision(role, format, activations).name();
         let kernel = Isa::active().name();
-        Ok::<_, Error>(MatrixReport { layer, role, rows, columns, format: format.to_string(), activations, kernel, bytes })
+        Ok::<_, Error>(MatrixReport {
+            layer,
+            role,
+            rows,
+            columns,
+            format: format.to_string(),
+            activations,
+            kernel,
+            bytes,
+        })
     };
     let table = [config.vocab, config.hidden];
     let used_as = if config.tied { Role::Head } else { Role::Embedding };

@@ -1,10 +1,9 @@
 //! A block of query rows against the key spans they see.
 //!
-//! Up to 12 rows (AVX-512; 6 for AVX2) share each load and conversion of keys and values; the accumulators, rows × 2
+//! Up to 12 rows (AVX-512; 6 for AVX2), padded to a size that is compiled, share each load and conversion of keys and values; the accumulators, rows × 2
 //! vectors (rows × 1), stay in registers. Keys at a row's edges, which not all rows of the block see, are added row by
 //! row, so that a row never depends on what it does not see.
 
-use std::array::from_fn;
 use std::ops::Range;
 
 use super::pages::{Element, PAGE};
@@ -14,6 +13,8 @@ use crate::math::{exp_lanes, tanh_lanes};
 use crate::vector::{Kernel, LANES, Scalar, Simd, dispatch};
 
 const PAGES: usize = SPAN / PAGE;
+/// Rows of the largest block of any level.
+const MOST_ROWS: usize = 12;
 
 /// Rows of the largest block of a level.
 pub(super) fn block_rows(isa: Isa) -> usize {
@@ -22,7 +23,7 @@ pub(super) fn block_rows(isa: Isa) -> usize {
         type Output = usize;
         #[inline(always)]
         fn run<S: Simd>(self, _: S) -> usize {
-            S::ROWS
+            S::BLOCKS[S::BLOCKS.len() - 1]
         }
     }
     dispatch(isa, Rows)
@@ -69,8 +70,7 @@ impl Workspace {
     /// Copies the last key span's result to `out`: (rows, `head_dim` + 2).
     pub(super) fn save(&self, out: &mut [f32]) {
         let Partial { greatest, sums, values } = &self.part;
-        let rows = greatest.len();
-        let head_dim = values.len() / rows;
+        let head_dim = values.len() / greatest.len();
         for (row, out) in out.chunks_exact_mut(head_dim + 2).enumerate() {
             out[0] = greatest[row];
             out[1] = sums[row];
@@ -96,74 +96,60 @@ impl<'a, E: Element> Block<'a, E> {
         key_spans: Range<usize>,
         workspace: &'a mut Workspace,
     ) -> Block<'a, E> {
-        let (rows, head_dim) = (unit.rows.len(), context.shape.head_dim);
-        workspace.q.resize(head_dim * rows, 0.0);
-        workspace.scores.resize(rows, [0.0; SPAN]);
-        workspace.part.resize(rows, head_dim);
-        workspace.merged.resize(rows, head_dim);
-        for (r, row) in unit.rows.clone().enumerate() {
-            let q = &context.q[context.place(unit, row)];
-            workspace.q.iter_mut().skip(r).step_by(rows).zip(q).for_each(|(place, q)| *place = *q);
-        }
         Block { context, unit, key_spans, workspace, element: std::marker::PhantomData }
     }
 
+    /// Prepares the buffers for the next larger block that the level has, whose other rows stay zero.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize>(&mut self, simd: S) {
-        let head_dim = self.context.shape.head_dim;
-        for key_span in self.key_spans.clone() {
-            let visible: [Range<usize>; R] = from_fn(|r| visible(self.context, self.unit, r, key_span));
-            self.key_span::<S, R>(simd, key_span, &visible);
-            if self.unit.split.is_some() {
-                return;
-            }
-            let Workspace { part, merged, .. } = &mut *self.workspace;
-            for (r, values) in part.values.chunks_exact(head_dim).enumerate() {
-                if !visible[r].is_empty() {
-                    let first = is_first(self.context, self.unit, r, key_span);
-                    merge(simd, merged, r, first, part.greatest[r], part.sums[r], values);
-                }
+    fn load_queries<S: Simd>(&mut self) {
+        let (head_dim, rows) = (self.context.shape.head_dim, self.unit.rows.clone());
+        let padded = S::BLOCKS.iter().copied().find(|&block| block >= rows.len()).unwrap_or(rows.len());
+        let Workspace { q, scores, part, merged } = &mut *self.workspace;
+        q.clear();
+        q.resize(head_dim * padded, 0.0);
+        scores.resize(padded, [0.0; SPAN]);
+        part.resize(padded, head_dim);
+        merged.resize(rows.len(), head_dim);
+        for (r, row) in rows.enumerate() {
+            let query = &self.context.q[self.context.place(self.unit, row)];
+            for (place, x) in q[r..].iter_mut().step_by(padded).zip(query) {
+                *place = *x;
             }
         }
-        finish(simd, self.context, self.unit, &self.workspace.merged);
     }
 
-    /// The partial result of all rows over one key span.
+    /// The partial result of all rows over one key span, of which each sees its `visible` keys.
     #[inline(always)]
-    fn key_span<S: Simd, const R: usize>(&mut self, simd: S, key_span: usize, visible: &[Range<usize>; R]) {
+    fn key_span<S: Simd>(&mut self, simd: S, key_span: usize, visible: &[Range<usize>]) {
         let Context { cache, spans, shape, .. } = self.context;
         let Workspace { q, scores, part, .. } = &mut *self.workspace;
-        let scores: &mut [[f32; SPAN]; R] = (&mut scores[..R]).try_into().expect("R rows");
-        let head_dim = shape.head_dim;
+        let (head_dim, rows) = (shape.head_dim, visible.len());
         // Later rows see later keys: the first row's start is the least, the last row's end the greatest.
         let table = &spans[self.unit.span].pages[key_span * PAGES..];
         let mut values: [&[E]; PAGES] = [&[]; PAGES];
-        for page in visible[0].start / PAGE..visible[R - 1].end.div_ceil(PAGE) {
+        for page in visible[0].start / PAGE..visible[rows - 1].end.div_ceil(PAGE) {
             let (k, v) = cache.head::<E>(table[page], self.unit.kv_head);
             values[page] = v;
-            if S::VECTORS == 2 {
-                page_scores::<S, E, R, 2>(simd, q, k, scores, page);
-            } else {
-                page_scores::<S, E, R, 1>(simd, q, k, scores, page);
-            }
+            page_scores(simd, q, k, scores, page);
         }
-        for r in 0..R {
-            if !visible[r].is_empty() {
-                let state = softmax(simd, &mut scores[r], &visible[r], shape.scale, shape.softcap);
+        for (r, visible) in visible.iter().enumerate() {
+            if !visible.is_empty() {
+                let state = softmax(simd, &mut scores[r], visible, shape.scale, shape.softcap);
                 (part.greatest[r], part.sums[r]) = state;
             }
         }
         part.values.fill(0.0);
         // Keys that every row sees in one go; those before and after them row by row.
-        let common = visible[R - 1].start..visible[0].end.max(visible[R - 1].start);
-        for ((visible, scores), out) in visible.iter().zip(&*scores).zip(part.values.chunks_exact_mut(head_dim)) {
-            let before = visible.start..visible.end.min(common.start);
-            weighted_values::<S, E, 1>(simd, std::array::from_ref(scores), &values, before, head_dim, out);
+        let common = visible[rows - 1].start..visible[0].end.max(visible[rows - 1].start);
+        let edges = |r: usize| {
+            [visible[r].start..visible[r].end.min(common.start), visible[r].start.max(common.end)..visible[r].end]
+        };
+        for (r, out) in part.values.chunks_exact_mut(head_dim).enumerate().take(rows) {
+            weighted_values_of::<S, E, 1>(simd, &scores[r..=r], &values, &edges(r)[0], head_dim, out);
         }
-        weighted_values::<S, E, R>(simd, scores, &values, common.clone(), head_dim, &mut part.values);
-        for ((visible, scores), out) in visible.iter().zip(&*scores).zip(part.values.chunks_exact_mut(head_dim)) {
-            let after = visible.start.max(common.end)..visible.end;
-            weighted_values::<S, E, 1>(simd, std::array::from_ref(scores), &values, after, head_dim, out);
+        weighted_values(simd, scores, &values, &common, head_dim, &mut part.values);
+        for (r, out) in part.values.chunks_exact_mut(head_dim).enumerate().take(rows) {
+            weighted_values_of::<S, E, 1>(simd, &scores[r..=r], &values, &edges(r)[1], head_dim, out);
         }
     }
 }
@@ -173,22 +159,43 @@ impl<E: Element> Kernel for &mut Block<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        match self.unit.rows.len() {
-            1 => self.rows::<S, 1>(simd),
-            2 => self.rows::<S, 2>(simd),
-            3 => self.rows::<S, 3>(simd),
-            4 => self.rows::<S, 4>(simd),
-            5 if S::ROWS >= 6 => self.rows::<S, 5>(simd),
-            6 if S::ROWS >= 6 => self.rows::<S, 6>(simd),
-            7 if S::ROWS >= 12 => self.rows::<S, 7>(simd),
-            8 if S::ROWS >= 12 => self.rows::<S, 8>(simd),
-            9 if S::ROWS >= 12 => self.rows::<S, 9>(simd),
-            10 if S::ROWS >= 12 => self.rows::<S, 10>(simd),
-            11 if S::ROWS >= 12 => self.rows::<S, 11>(simd),
-            12 if S::ROWS >= 12 => self.rows::<S, 12>(simd),
+        self.load_queries::<S>();
+        let head_dim = self.context.shape.head_dim;
+        let mut ranges = [const { 0..0 }; MOST_ROWS];
+        let ranges = &mut ranges[..self.unit.rows.len()];
+        for key_span in self.key_spans.clone() {
+            for (r, range) in ranges.iter_mut().enumerate() {
+                *range = visible(self.context, self.unit, r, key_span);
+            }
+            self.key_span(simd, key_span, ranges);
+            if self.unit.split.is_some() {
+                return;
+            }
+            let Workspace { part, merged, .. } = &mut *self.workspace;
+            for (r, values) in part.values.chunks_exact(head_dim).enumerate().take(ranges.len()) {
+                if !ranges[r].is_empty() {
+                    let first = is_first(self.context, self.unit, r, key_span);
+                    merge(simd, merged, r, first, part.greatest[r], part.sums[r], values);
+                }
+            }
+        }
+        finish(simd, self.context, self.unit, &self.workspace.merged);
+    }
+}
+
+/// Evaluates `$body` with the constant `$R` equal to `$rows`, one of the level's [`Simd::BLOCKS`].
+macro_rules! with_rows {
+    ($S:ident, $rows:expr, $R:ident => $body:expr) => {
+        with_rows!($S, $rows, $R => $body, 1 4, 2 3 6, 7 8 12)
+    };
+    ($S:ident, $rows:expr, $R:ident => $body:expr, $($scalar:literal)*, $($avx2:literal)*, $($avx512:literal)*) => {
+        match $rows {
+            $($scalar => { const $R: usize = $scalar; $body })*
+            $($avx2 if $S::BLOCKS.len() > 2 => { const $R: usize = $avx2; $body })*
+            $($avx512 if $S::BLOCKS.len() > 5 => { const $R: usize = $avx512; $body })*
             rows => unreachable!("a block of {rows} rows"),
         }
-    }
+    };
 }
 
 /// Keys of `key_span` that the unit's `r`-th row sees, counted from the start of the key span.
@@ -205,13 +212,23 @@ fn is_first(context: Context<'_>, unit: &Unit, r: usize, key_span: usize) -> boo
     context.visible(&context.spans[unit.span], unit.rows.start + r).start / SPAN == key_span
 }
 
-/// Scores of all rows against the 32 keys of one page, `V` vectors of keys at a time.
+/// Scores of all rows against the 32 keys of one page: `q`: (`head_dim`, rows), `k`: (`head_dim`, 32).
 #[inline(always)]
-fn page_scores<S: Simd, E: Element, const R: usize, const V: usize>(
+fn page_scores<S: Simd, E: Element>(simd: S, q: &[f32], k: &[E], scores: &mut [[f32; SPAN]], page: usize) {
+    with_rows!(S, scores.len(), R => if S::VECTORS == 2 {
+        page_scores_of::<S, E, R, 2>(simd, q, k, scores, page);
+    } else {
+        page_scores_of::<S, E, R, 1>(simd, q, k, scores, page);
+    });
+}
+
+/// [`page_scores`] of `R` rows, `V` vectors of keys at a time.
+#[inline(always)]
+fn page_scores_of<S: Simd, E: Element, const R: usize, const V: usize>(
     simd: S,
     q: &[f32],
     k: &[E],
-    scores: &mut [[f32; SPAN]; R],
+    scores: &mut [[f32; SPAN]],
     page: usize,
 ) {
     let (q, k) = (q.as_chunks::<R>().0, k.as_chunks::<PAGE>().0);
@@ -278,16 +295,30 @@ fn softmax<S: Simd>(
     (greatest, simd.sum(sums))
 }
 
-/// `out[r] += Σ_keys p[r]·v`, keys ascending; `values`: pages of (32, `head_dim`), `out`: (R, `head_dim`).
+/// `out[r] += Σ_keys p[r]·v`, keys ascending; `values`: pages of (32, `head_dim`), `out`: (rows, `head_dim`).
 #[inline(always)]
-fn weighted_values<S: Simd, E: Element, const R: usize>(
+fn weighted_values<S: Simd, E: Element>(
     simd: S,
-    p: &[[f32; SPAN]; R],
+    p: &[[f32; SPAN]],
     values: &[&[E]; PAGES],
-    keys: Range<usize>,
+    keys: &Range<usize>,
     head_dim: usize,
     out: &mut [f32],
 ) {
+    with_rows!(S, p.len(), R => weighted_values_of::<S, E, R>(simd, p, values, keys, head_dim, out));
+}
+
+/// [`weighted_values`] of `R` rows.
+#[inline(always)]
+fn weighted_values_of<S: Simd, E: Element, const R: usize>(
+    simd: S,
+    p: &[[f32; SPAN]],
+    values: &[&[E]; PAGES],
+    keys: &Range<usize>,
+    head_dim: usize,
+    out: &mut [f32],
+) {
+    let Some(p) = p.first_chunk::<R>() else { return };
     if keys.is_empty() {
         return;
     }
@@ -295,17 +326,17 @@ fn weighted_values<S: Simd, E: Element, const R: usize>(
     if S::VECTORS == 2 {
         if R <= 6 {
             while d + 4 * LANES <= head_dim {
-                weighted_columns::<S, E, R, 4>(simd, p, values, &keys, head_dim, d, out);
+                weighted_columns::<S, E, R, 4>(simd, p, values, keys, head_dim, d, out);
                 d += 4 * LANES;
             }
         }
         while d + 2 * LANES <= head_dim {
-            weighted_columns::<S, E, R, 2>(simd, p, values, &keys, head_dim, d, out);
+            weighted_columns::<S, E, R, 2>(simd, p, values, keys, head_dim, d, out);
             d += 2 * LANES;
         }
     }
     while d + LANES <= head_dim {
-        weighted_columns::<S, E, R, 1>(simd, p, values, &keys, head_dim, d, out);
+        weighted_columns::<S, E, R, 1>(simd, p, values, keys, head_dim, d, out);
         d += LANES;
     }
     for d in d..head_dim {

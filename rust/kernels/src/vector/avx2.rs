@@ -124,7 +124,7 @@ macro_rules! intrinsics {
 }
 
 impl Simd for Avx2 {
-    const ROWS: usize = 6;
+    const BLOCKS: &[usize] = &[1, 2, 3, 4, 6];
     const VECTORS: usize = 1;
 
     intrinsics! {

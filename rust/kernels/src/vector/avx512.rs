@@ -67,7 +67,7 @@ impl Arithmetic for Avx512 {
 }
 
 impl Simd for Avx512 {
-    const ROWS: usize = 12;
+    const BLOCKS: &[usize] = &[1, 2, 3, 4, 6, 7, 8, 12];
     const VECTORS: usize = 2;
 
     intrinsics! {

@@ -53,9 +53,9 @@ pub(crate) trait Arithmetic: Copy {
 
 /// [`Arithmetic`] on [`LANES`] lanes that come from and go to memory.
 pub(crate) trait Simd: Arithmetic {
-    /// Rows of an attention block, and 16-lane vectors a row, that fit the registers as accumulators.
-    const ROWS: usize;
-    /// See [`Simd::ROWS`].
+    /// Rows that an attention block may have, ascending: with [`Simd::VECTORS`] accumulators each they fit the registers.
+    const BLOCKS: &[usize];
+    /// See [`Simd::BLOCKS`].
     const VECTORS: usize;
 
     fn load(self, x: &[f32; LANES]) -> Self::F;

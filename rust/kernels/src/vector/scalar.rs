@@ -105,7 +105,7 @@ fn tree(mut x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 impl Simd for Scalar<LANES> {
-    const ROWS: usize = 4;
+    const BLOCKS: &[usize] = &[1, 4];
     const VECTORS: usize = 1;
 
     #[inline(always)]

@@ -63,7 +63,14 @@ fn guards(env: &mut Environment<'_>) {
     env.add_filter(guard::MADE, |value: Value| budget::made(&value).map(|()| value));
     env.add_filter(guard::TEXT, |value: Value| budget::look_at_text(&value).map(|()| value));
     env.add_filter(guard::ALL, |value: Value| budget::look_at_all(&value).map(|()| value));
-    env.add_filter(guard::ITEMS, |value: Value| budget::look_at_items(&value).map(|()| value));
+    env.add_filter(guard::ITEMS, |value: Value| -> Result<Value, Error> {
+        budget::look_at_items(&value)?;
+        iterable(value)
+    });
+    env.add_filter(guard::LOOP, |value: Value| -> Result<Value, Error> {
+        budget::look_at_text(&value)?;
+        iterable(value)
+    });
     env.add_filter(guard::CONTAINER, |value: Value| -> Result<Value, Error> {
         match value.kind() {
             ValueKind::Map => budget::look(1)?,
@@ -83,6 +90,11 @@ fn guards(env: &mut Environment<'_>) {
     });
     env.add_filter(guard::ADD, add);
     env.add_filter(guard::MULTIPLY, multiply);
+}
+
+/// Python's loops refuse `None`; undefined values are empty.
+fn iterable(value: Value) -> Result<Value, Error> {
+    if value.is_none() { Err(invalid("'NoneType' object is not iterable".into())) } else { Ok(value) }
 }
 
 fn collect(value: &Value) -> Result<Value, Error> {
@@ -170,6 +182,12 @@ fn filters(env: &mut Environment<'_>) {
     // These make more than they are given, and no chat template needs them.
     for name in ["batch", "slice", "chain", "zip", "pprint"] {
         env.remove_filter(name);
+    }
+    for name in ["length", "count"] {
+        env.add_filter(name, |value: Value| -> Result<usize, Error> {
+            let no_length = || invalid(format!("{} has no length", value.kind()));
+            if value.is_undefined() { Ok(0) } else { value.len().ok_or_else(no_length) }
+        });
     }
     env.add_filter("string", |value: Value| to_str(&value));
     env.add_filter("tojson", tojson);

@@ -20,6 +20,8 @@ pub(super) const TEXT: &str = "#text";
 pub(super) const ALL: &str = "#all";
 /// Counts a value that is about to be made into a list.
 pub(super) const ITEMS: &str = "#items";
+/// A value that a loop is about to go through.
+pub(super) const LOOP: &str = "#loop";
 /// The container of `in`: a map is only looked into.
 pub(super) const CONTAINER: &str = "#container";
 /// A slice, copied.
@@ -79,7 +81,7 @@ impl Guard {
             Stmt::ForLoop(node) => Stmt::ForLoop(Spanned::new(
                 ForLoop {
                     target: self.target(&node.target)?,
-                    iter: wrap(TEXT, self.expression(&node.iter)?),
+                    iter: wrap(LOOP, self.expression(&node.iter)?),
                     filter_expr: self.option(node.filter_expr.as_ref())?,
                     recursive: node.recursive,
                     body: self.body(&node.body)?,
