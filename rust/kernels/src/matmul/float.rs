@@ -17,6 +17,9 @@ use crate::vector::{Kernel, Simd, dispatch};
 /// Inputs widened at a time; a multiple of every step.
 const SPAN: usize = 64;
 
+/// Rows of x in a block.
+const ROWS: usize = 6;
+
 /// One vector: an input's weights in the 16 rows of a tile.
 type Tile = [f32; TILE];
 
@@ -74,9 +77,8 @@ impl Kernel for Product<'_> {
                 widen(simd, self.layout, self.panel, self.panel_tiles, self.tiles.clone(), start, w);
                 &*w
             };
-            let most = S::ROWS;
-            for first in (0..self.y.len() / width).step_by(most) {
-                let tokens = most.min(self.y.len() / width - first);
+            for first in (0..self.y.len() / width).step_by(ROWS) {
+                let tokens = ROWS.min(self.y.len() / width - first);
                 let x = &self.x[first * k + start..(first + tokens - 1) * k + start + inputs];
                 multiply(simd, w, width, x, k, tokens, &mut self.y[first * width..(first + tokens) * width]);
             }
@@ -84,22 +86,21 @@ impl Kernel for Product<'_> {
     }
 }
 
-/// `y: (m, width) += x · Wᵀ` for `w: (inputs, width)` and rows of `x` that lie `stride` apart, for at most `S::ROWS` rows.
+/// `y: (m, width) += x · Wᵀ` for `w: (inputs, width)` and rows of `x` that lie `stride` apart, for at most `ROWS` rows.
 #[inline(always)]
 fn multiply<S: Simd>(simd: S, w: &[Tile], width: usize, x: &[f32], stride: usize, m: usize, y: &mut [Tile]) {
     let mut tile = 0;
     while tile < width {
-        if S::VECTORS >= 2 && width - tile >= 2 {
-            rows::<S, 2>(simd, w, width, tile, x, stride, m, y);
-            tile += 2;
-        } else {
-            rows::<S, 1>(simd, w, width, tile, x, stride, m, y);
-            tile += 1;
-        }
+        // Thirty-two registers hold the sums of 6 rows × 4 tiles; sixteen, of which a tile takes two, those of 6 × 1.
+        tile += match width - tile {
+            4.. if S::VECTORS == 2 => rows::<S, 4>(simd, w, width, tile, x, stride, m, y),
+            2.. if S::VECTORS == 2 => rows::<S, 2>(simd, w, width, tile, x, stride, m, y),
+            _ => rows::<S, 1>(simd, w, width, tile, x, stride, m, y),
+        };
     }
 }
 
-/// `T` tiles from `tile` on.
+/// `T` tiles from `tile` on; returns `T`.
 #[inline(always)]
 fn rows<S: Simd, const T: usize>(
     simd: S,
@@ -110,22 +111,16 @@ fn rows<S: Simd, const T: usize>(
     stride: usize,
     m: usize,
     y: &mut [Tile],
-) {
+) -> usize {
     match m {
         1 => block::<S, T, 1>(simd, w, width, tile, x, stride, y),
         2 => block::<S, T, 2>(simd, w, width, tile, x, stride, y),
         3 => block::<S, T, 3>(simd, w, width, tile, x, stride, y),
         4 => block::<S, T, 4>(simd, w, width, tile, x, stride, y),
-        5 if S::ROWS > 4 => block::<S, T, 5>(simd, w, width, tile, x, stride, y),
-        6 if S::ROWS > 4 => block::<S, T, 6>(simd, w, width, tile, x, stride, y),
-        7 if S::ROWS > 6 => block::<S, T, 7>(simd, w, width, tile, x, stride, y),
-        8 if S::ROWS > 6 => block::<S, T, 8>(simd, w, width, tile, x, stride, y),
-        9 if S::ROWS > 6 => block::<S, T, 9>(simd, w, width, tile, x, stride, y),
-        10 if S::ROWS > 6 => block::<S, T, 10>(simd, w, width, tile, x, stride, y),
-        11 if S::ROWS > 6 => block::<S, T, 11>(simd, w, width, tile, x, stride, y),
-        12 if S::ROWS > 6 => block::<S, T, 12>(simd, w, width, tile, x, stride, y),
-        _ => unreachable!("a block of {m} rows"),
+        5 => block::<S, T, 5>(simd, w, width, tile, x, stride, y),
+        _ => block::<S, T, ROWS>(simd, w, width, tile, x, stride, y),
     }
+    T
 }
 
 /// `M` rows × `T` tiles, sums in registers.
