@@ -415,8 +415,12 @@ fn serve(mut engine: Engine, shared: &Shared) {
         }
         let (arrivals, cancelled) = (std::mem::take(&mut inbox.arrivals), std::mem::take(&mut inbox.cancelled));
         drop(inbox);
-        arrivals.into_iter().for_each(|sequence| engine.submit(sequence));
-        cancelled.into_iter().for_each(|id| engine.cancel(id));
+        for sequence in arrivals {
+            engine.submit(sequence);
+        }
+        for id in cancelled {
+            engine.cancel(id);
+        }
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| engine.step())) {
             let message = payload.downcast_ref::<String>().map(String::as_str);
             let message =
@@ -426,7 +430,9 @@ fn serve(mut engine: Engine, shared: &Shared) {
             inbox.stopped = Some(reason.clone());
             let arrivals = std::mem::take(&mut inbox.arrivals);
             drop(inbox);
-            arrivals.into_iter().for_each(|sequence| engine.submit(sequence));
+            for sequence in arrivals {
+                engine.submit(sequence);
+            }
             return engine.fail_all(|| Error::Stopped { reason: reason.clone() });
         }
         lock(&shared.ledger).clone_from(&engine.ledger);
