@@ -6,6 +6,7 @@ pub mod large;
 #[path = "../../rust/core/tests/support/mod.rs"]
 #[expect(dead_code, reason = "shared with the tests, which use the rest")]
 mod support;
+pub mod text;
 
 use std::time::{Duration, Instant};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 /// Turns tokens into text one by one.
 ///
-/// A character comes out when its last byte is there, never in part, and the pieces joined are `decode(all, true)`: bytes that turn out not
-/// to be UTF-8 become U+FFFD. A token costs its own length, however many came before.
+/// A character comes out when its last byte is there, never in part, and the pieces joined are `decode(all, true)`:
+/// bytes that turn out not to be UTF-8 become U+FFFD. A token costs its own length, however many came before.
 ///
 /// ```
 /// use farthing::detokenize::Detokenizer;
@@ -109,8 +109,8 @@ pub struct Found {
 
 /// Ends a text at the first of several stop texts, wherever the pieces it comes in are cut.
 ///
-/// The stop text that is complete first wins; of two that are complete at once, the longer. Text is held back only while it may still become
-/// a stop text.
+/// The stop text that is complete first wins; of two that are complete at once, the longer. Text is held back only
+/// while it may still become a stop text.
 ///
 /// ```
 /// use farthing::detokenize::StopStrings;

@@ -1,14 +1,15 @@
 //! Chat templates: Jinja as transformers renders it, by minijinja, inside limits.
 //!
-//! A template that comes with a model is code from a stranger. It sees the messages and nothing else: no files, no other templates, no
-//! clock but [`TemplateOptions::now`]. It runs on a stack of its own and within a budget of steps, bytes and containers that grows with the
-//! messages, so it ends in bounded time and memory or gives an error.
+//! A template that comes with a model is code from a stranger. It sees the messages and nothing else: no files, no
+//! other templates, no clock but [`TemplateOptions::now`]. It runs on a stack of its own and within a budget of steps,
+//! bytes and containers that grows with the messages, so it ends in bounded time and memory or gives an error.
 
 mod budget;
 mod environment;
 mod guard;
 mod python;
 
+use super::tokenizer::shortened;
 use environment::Raised;
 use minijinja::machinery::{self, CodeGenerator};
 use minijinja::{AutoEscape, Error, ErrorKind, Value};
@@ -103,7 +104,8 @@ pub struct TemplateOptions {
     pub tools: Option<serde_json::Value>,
     /// Further variables: `enable_thinking`, `reasoning_effort`, `documents` …
     pub extra: serde_json::Map<String, serde_json::Value>,
-    /// Seconds since 1970 that `strftime_now` shows, with the zone's offset added for local time; by default the clock, in UTC.
+    /// Seconds since 1970 that `strftime_now` shows, with the zone's offset added for local time; by default the clock,
+    /// in UTC.
     pub now: Option<i64>,
 }
 
@@ -144,8 +146,8 @@ impl ChatTemplate {
         &self.source
     }
 
-    /// The prompt for `messages`, a list of objects with `role` and `content`. As in transformers, reasoning is passed as
-    /// `reasoning_content` under whichever of `reasoning_content`, `thinking` and `reasoning` it comes.
+    /// The prompt for `messages`, a list of objects with `role` and `content`. As in transformers, reasoning is passed
+    /// as `reasoning_content` under whichever of `reasoning_content`, `thinking` and `reasoning` it comes.
     ///
     /// # Errors
     ///
@@ -166,7 +168,7 @@ impl ChatTemplate {
             variables.push((name, convert(extra)?));
         }
         let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        let env = environment::environment(options.now.unwrap_or_else(clock));
+        let env = environment::environment(options.now.unwrap_or_else(clock), input);
         let root = Value::from_pairs(variables);
         on_own_stack(move || {
             budget::start(input);
@@ -174,7 +176,7 @@ impl ChatTemplate {
             let mut text = String::new();
             let mut out = machinery::make_string_output(&mut text);
             let result = machinery::eval(&env, &instructions, root, &blocks, &mut out, AutoEscape::None);
-            result.map(|_| ()).map_err(|error| explain(&error))?;
+            result.map(|_| ()).map_err(|error| explain(&error, budget::steps(input)))?;
             Ok(text)
         })
     }
@@ -183,8 +185,8 @@ impl ChatTemplate {
 type Compiled<'s> = (machinery::Instructions<'s>, std::collections::BTreeMap<&'s str, machinery::Instructions<'s>>);
 
 fn compile(source: &str) -> Result<Compiled<'_>, TemplateError> {
-    let syntax = environment::syntax().map_err(|error| explain(&error))?;
-    let parsed = machinery::parse(source, "chat template", syntax).map_err(|error| explain(&error))?;
+    let syntax = environment::syntax().map_err(|error| explain(&error, 0))?;
+    let parsed = machinery::parse(source, "chat template", syntax).map_err(|error| explain(&error, 0))?;
     let guarded = guard::guard(&parsed)?;
     let mut generator = CodeGenerator::new("chat template", source);
     generator.compile_stmt(&guarded);
@@ -204,10 +206,10 @@ fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, TemplateError> + Send)
 /// Bounds what parsers and compilers recurse along.
 fn check_tags(source: &str) -> Result<(), TemplateError> {
     use machinery::Token;
-    let syntax = environment::syntax().map_err(|error| explain(&error))?;
+    let syntax = environment::syntax().map_err(|error| explain(&error, 0))?;
     let (mut tag, mut elif) = (0, 0);
     for token in machinery::tokenize(source, false, syntax) {
-        let (token, _) = token.map_err(|error| explain(&error))?;
+        let (token, _) = token.map_err(|error| explain(&error, 0))?;
         tag += 1;
         match token {
             Token::TemplateData(_) | Token::BlockStart | Token::VariableStart => tag = 0,
@@ -323,7 +325,7 @@ fn convert(value: &serde_json::Value, depth: usize, input: &mut u64) -> Result<V
 }
 
 /// An error of the engine in our words.
-fn explain(error: &Error) -> TemplateError {
+fn explain(error: &Error, steps: u64) -> TemplateError {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(current) = cause {
         if let Some(Raised(message)) = current.downcast_ref() {
@@ -335,7 +337,7 @@ fn explain(error: &Error) -> TemplateError {
         if let Some(error) = current.downcast_ref::<Error>()
             && error.kind() == ErrorKind::OutOfFuel
         {
-            return TemplateError::Limit { what: "steps", expected: budget::STEPS };
+            return TemplateError::Limit { what: "steps", expected: steps };
         }
         cause = current.source();
     }
@@ -345,12 +347,4 @@ fn explain(error: &Error) -> TemplateError {
         ErrorKind::SyntaxError => TemplateError::Syntax { line, got },
         _ => TemplateError::Render { line, got },
     }
-}
-
-fn shortened(message: &str) -> String {
-    const LONGEST: usize = 500;
-    if message.len() <= LONGEST {
-        return message.to_owned();
-    }
-    format!("{}…", &message[..message.floor_char_boundary(LONGEST)])
 }

@@ -1,11 +1,13 @@
 //! Text to token ids and back.
 //!
-//! Built from `tokenizer.json` ([`Tokenizer::from_json`]) or from the vocabulary in GGUF metadata ([`Tokenizer::from_vocabulary`]); both
-//! give the same pipeline: added tokens are found, what lies between is normalised, cut into words, and merged by byte pair encoding.
+//! Built from `tokenizer.json` ([`Tokenizer::from_json`]) or from the vocabulary in GGUF metadata
+//! ([`Tokenizer::from_vocabulary`]); both give the same pipeline: added tokens are found, what lies between is
+//! normalised, cut into words, and merged by byte pair encoding.
 
 mod added;
 mod error;
 mod json;
+mod lists;
 mod merges;
 mod normalize;
 mod pieces;
@@ -13,6 +15,7 @@ mod split;
 mod vocabulary;
 
 pub use error::TokenizerError;
+pub(super) use error::shortened;
 pub use vocabulary::Vocabulary;
 
 use added::Matcher;
@@ -59,8 +62,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Token ids of `text`. Special tokens in the text are recognised; `add_special` also adds the ones the model wants at its beginning and
-    /// end. Text rendered by a chat template already has them: encode it with `add_special` false.
+    /// Token ids of `text`. Special tokens in the text are recognised; `add_special` also adds the ones the model wants
+    /// at its beginning and end. Text rendered by a chat template already has them: encode it with `add_special` false.
     pub fn encode(&self, text: &str, add_special: bool) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         let mut scratch = Scratch::default();

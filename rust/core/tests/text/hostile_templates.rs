@@ -41,7 +41,7 @@ fn huge_ranges_and_texts() {
         "{{ 10**9 * 'a' }}",
         "{{ ['a'] * 10**8 }}",
         "{{ (('a' * 10**6)|list)[::2] }}",
-        "{{ range(100000)|list|list|list|list }}",
+        "{{ range(100000)|list|list|list|list|list|list|list|list|list }}",
         "{{ ('a' * 1000).replace('a', 'b' * 1000).replace('b', 'c' * 1000) }}",
         "{{ ('a' * 1000)|replace('a', 'b' * 1000)|replace('b', 'c' * 1000) }}",
         "{{ ('x' * 10000).join(range(10000)) }}",
@@ -52,10 +52,10 @@ fn huge_ranges_and_texts() {
         "{{ ('\\n' * 1000000).splitlines() }}",
         "{{ [1] * 100000 * 100000 }}",
         "{% set x = [1] * 100000 %}{{ x + x + x + x + x }}",
-        "{{ ('é' * 1000000)|tojson(ensure_ascii=true) }}",
+        "{{ ('é' * 5000000)|tojson(ensure_ascii=true) }}",
         "{{ ('a' * 1000000)|sort }}",
         "{{ namespace(x='a' * 9000000).x }}",
-        "{% set x %}{% for i in range(99999) %}0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789{% endfor %}{% endset %}",
+        &format!("{{% set x %}}{{% for i in range(99999) %}}{}{{% endfor %}}{{% endset %}}", "x".repeat(400)),
     ] {
         assert_eq!(limit(source), BYTES, "{source}");
     }
@@ -233,10 +233,10 @@ fn messages_have_limits_too() {
 fn long_conversations_render() {
     let content = "A line of text, and another one. ".repeat(100);
     let messages: Vec<_> =
-        (0..2000).map(|i| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": content})).collect();
+        (0..1000).map(|i| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": content})).collect();
     let source = "{% set ns = namespace(out='', list=[]) %}{% for m in messages %}{% set ns.list = ns.list + [m.role] %}\
                   {% if m.content is string and '</think>' in m.content %}x{% endif %}\
                   {{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>' + '\n' }}{% endfor %}{{ ns.list|length }}";
     let text = ChatTemplate::new(source).expect("compiles").render(&json!(messages), &TemplateOptions::default());
-    assert!(text.expect("renders").len() > 2000 * content.len() - 2000 * 2);
+    assert!(text.expect("renders").len() > 1000 * content.len() - 1000 * 2);
 }

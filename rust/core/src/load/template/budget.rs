@@ -1,22 +1,24 @@
-//! What one rendering may spend. A template is code from a stranger: every value it makes and every byte it looks at is counted, so that it
-//! ends soon and stays small whatever it says. The counts do not depend on the machine.
+//! What one rendering may spend. A template is code from a stranger: every value it makes and every byte it looks at is
+//! counted, so that it ends soon and stays small whatever it says. The counts do not depend on the machine.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 use std::cell::RefCell;
 
-/// Instructions of the virtual machine.
-pub(super) const STEPS: u64 = 4_000_000;
+/// Instructions of the virtual machine, besides four for each byte of input.
+const STEPS: u64 = 1_000_000;
 /// Lists, maps and other containers made; also bounds how deep they can be nested.
 const CONTAINERS: u64 = 20_000;
 /// Bytes of the strings and containers made, besides eight times the input.
-const BYTES: u64 = 8 << 20;
+const BYTES: u64 = 24 << 20;
 /// Bytes looked at, besides 64 times the input.
-const WORK: u64 = 256 << 20;
+const WORK: u64 = 128 << 20;
 /// Levels of containers in one another.
 pub(super) const DEPTH: u32 = 128;
 /// What a value takes in a container.
 const SLOT: u64 = 32;
+/// What it costs to look at a value, as bytes of a string.
+const LOOK: u64 = 64;
 
 /// A limit that a rendering reached.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -75,6 +77,11 @@ pub(super) fn start(input: u64) {
     });
 }
 
+/// The steps of a rendering whose variables have `input` bytes.
+pub(super) fn steps(input: u64) -> u64 {
+    STEPS.saturating_add(input.saturating_mul(4))
+}
+
 pub(super) fn exceeded(what: &'static str, limit: u64) -> Error {
     let exceeded = Exceeded { what, limit };
     Error::new(ErrorKind::InvalidOperation, exceeded.to_string()).with_source(exceeded)
@@ -93,8 +100,13 @@ pub(super) fn make_container(len: u64) -> Result<(), Error> {
     })
 }
 
+/// One value that will be looked at.
+pub(super) fn look_at_one() -> Result<(), Error> {
+    look(LOOK)
+}
+
 /// Bytes that will be looked at.
-pub(super) fn look(bytes: u64) -> Result<(), Error> {
+fn look(bytes: u64) -> Result<(), Error> {
     BUDGET.with_borrow_mut(|budget| budget.work.take(bytes))
 }
 
@@ -102,6 +114,8 @@ pub(super) fn look(bytes: u64) -> Result<(), Error> {
 pub(super) fn made(value: &Value) -> Result<(), Error> {
     match value.as_str() {
         Some(text) => make(text.len() as u64),
+        // A lazy sequence has no items yet.
+        None if value.kind() == ValueKind::Iterable => make_container(0),
         None if value.as_object().is_some() => make_container(value.len().unwrap_or(0) as u64),
         None => Ok(()),
     }
@@ -109,7 +123,7 @@ pub(super) fn made(value: &Value) -> Result<(), Error> {
 
 /// A string that will be read; containers are only referred to.
 pub(super) fn look_at_text(value: &Value) -> Result<(), Error> {
-    look(value.as_str().map_or(1, str::len) as u64)
+    look(value.as_str().map_or(0, str::len) as u64)
 }
 
 /// A value that will be read with all that it contains.
@@ -118,6 +132,7 @@ pub(super) fn look_at_all(value: &Value) -> Result<(), Error> {
 }
 
 fn look_at_level(value: &Value, depth: u32) -> Result<(), Error> {
+    look(LOOK)?;
     look_at_text(value)?;
     if depth > DEPTH {
         return Err(exceeded("levels of containers", u64::from(DEPTH)));

@@ -1,4 +1,5 @@
-//! The filters, tests, functions and methods of chat templates: Jinja's and transformers', with Python's text and inside the budget.
+//! The filters, tests, functions and methods of chat templates: Jinja's and transformers', with Python's text and
+//! inside the budget.
 
 use super::budget::{self, Text};
 use super::guard;
@@ -23,10 +24,10 @@ pub(super) fn syntax() -> Result<SyntaxConfig, Error> {
     SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()
 }
 
-/// An environment for one rendering; `now` is its second since 1970.
-pub(super) fn environment(now: i64) -> Environment<'static> {
+/// An environment for one rendering with variables of `input` bytes; `now` is its second since 1970.
+pub(super) fn environment(now: i64, input: u64) -> Environment<'static> {
     let mut env = Environment::new();
-    env.set_fuel(Some(budget::STEPS));
+    env.set_fuel(Some(budget::steps(input)));
     env.set_recursion_limit(RECURSION);
     env.set_formatter(|out, _, value| {
         let text = match value.as_str() {
@@ -73,7 +74,7 @@ fn guards(env: &mut Environment<'_>) {
     });
     env.add_filter(guard::CONTAINER, |value: Value| -> Result<Value, Error> {
         match value.kind() {
-            ValueKind::Map => budget::look(1)?,
+            ValueKind::Map => budget::look_at_one()?,
             _ => budget::look_at_all(&value)?,
         }
         Ok(value)
@@ -131,32 +132,32 @@ fn mismatch(operator: &str, left: &Value, right: &Value) -> Error {
     invalid(format!("unsupported operands for {operator}: {} and {}", left.kind(), right.kind()))
 }
 
-fn add(left: Value, right: Value) -> Result<Value, Error> {
+fn add(left: &Value, right: &Value) -> Result<Value, Error> {
     if let (Some(left), Some(right)) = (left.as_str(), right.as_str()) {
         let mut text = Text::default();
         text.push(left)?;
         text.push(right)?;
         return Ok(Value::from(text.finish()));
     }
-    if is_list(&left) && is_list(&right) {
+    if is_list(left) && is_list(right) {
         budget::make_container((left.len().unwrap_or(0) + right.len().unwrap_or(0)) as u64)?;
         let mut items: Vec<Value> = Vec::new();
         items.extend(left.try_iter()?);
         items.extend(right.try_iter()?);
         return Ok(if left.is_tuple() { Value::from(Tuple::from(items)) } else { Value::from(items) });
     }
-    if let (Some(a), Some(b)) = (integer(&left), integer(&right)) {
-        return a.checked_add(b).map(from_integer).ok_or_else(|| mismatch("+", &left, &right));
+    if let (Some(a), Some(b)) = (integer(left), integer(right)) {
+        return a.checked_add(b).map(from_integer).ok_or_else(|| mismatch("+", left, right));
     }
-    match (float(&left), float(&right)) {
+    match (float(left), float(right)) {
         (Some(a), Some(b)) => Ok(Value::from(a + b)),
-        _ => Err(mismatch("+", &left, &right)),
+        _ => Err(mismatch("+", left, right)),
     }
 }
 
-fn multiply(left: Value, right: Value) -> Result<Value, Error> {
+fn multiply(left: &Value, right: &Value) -> Result<Value, Error> {
     let times = |count: i128| u64::try_from(count.max(0)).unwrap_or(u64::MAX);
-    for (value, count) in [(&left, &right), (&right, &left)] {
+    for (value, count) in [(left, right), (right, left)] {
         let Some(count) = integer(count).map(times) else { continue };
         if let Some(text) = value.as_str() {
             budget::make(count.saturating_mul(text.len() as u64))?;
@@ -169,12 +170,12 @@ fn multiply(left: Value, right: Value) -> Result<Value, Error> {
             return Ok(Value::from(items.iter().cycle().take(len).cloned().collect::<Vec<_>>()));
         }
     }
-    if let (Some(a), Some(b)) = (integer(&left), integer(&right)) {
-        return a.checked_mul(b).map(from_integer).ok_or_else(|| mismatch("*", &left, &right));
+    if let (Some(a), Some(b)) = (integer(left), integer(right)) {
+        return a.checked_mul(b).map(from_integer).ok_or_else(|| mismatch("*", left, right));
     }
-    match (float(&left), float(&right)) {
+    match (float(left), float(right)) {
         (Some(a), Some(b)) => Ok(Value::from(a * b)),
-        _ => Err(mismatch("*", &left, &right)),
+        _ => Err(mismatch("*", left, right)),
     }
 }
 
@@ -187,6 +188,16 @@ fn filters(env: &mut Environment<'_>) {
         env.add_filter(name, |value: Value| -> Result<usize, Error> {
             let no_length = || invalid(format!("{} has no length", value.kind()));
             if value.is_undefined() { Ok(0) } else { value.len().ok_or_else(no_length) }
+        });
+    }
+    // Letters may grow to three times their bytes, and to six when they are escaped.
+    env.add_filter("lower", |text: String| budget::make(text.len() as u64 * 3).map(|()| text.to_lowercase()));
+    env.add_filter("upper", |text: String| budget::make(text.len() as u64 * 3).map(|()| text.to_uppercase()));
+    for name in ["escape", "e"] {
+        env.add_filter(name, |state: &mut State<'_, '_>, value: Value| -> Result<Value, Error> {
+            let text = to_str(&value)?;
+            budget::make(text.len() as u64 * 6)?;
+            minijinja::filters::escape(state, &Value::from(text))
         });
     }
     env.add_filter("string", |value: Value| to_str(&value));
@@ -220,7 +231,8 @@ fn filters(env: &mut Environment<'_>) {
     });
 }
 
-fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
+#[allow(clippy::needless_pass_by_value)] // keyword arguments come by value
+fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<Value> = options.get("indent")?;
     let indent = match indent.filter(|indent| !indent.is_none()) {
         None => None,
@@ -246,7 +258,7 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
     };
     options.assert_all_used()?;
     let mut text = Text::default();
-    json.write(&value, &mut text, 0)?;
+    json.write(value, &mut text, 0)?;
     Ok(text.finish())
 }
 
@@ -272,8 +284,9 @@ fn join(separator: &str, values: &Value, attribute: Option<&str>) -> Result<Stri
 }
 
 /// Jinja's `indent(width=4, first=False, blank=False)`.
+#[allow(clippy::needless_pass_by_value)] // keyword arguments come by value
 fn indent(
-    text: String,
+    text: &str,
     width: Option<Value>,
     first: Option<bool>,
     blank: Option<bool>,
@@ -371,7 +384,13 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
     for arg in args {
         budget::look_at_all(arg)?;
     }
-    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, name, args) };
+    let Some(text) = value.as_str() else {
+        if name == "count" {
+            budget::look_at_all(value)?;
+        }
+        return unknown_method_callback(state, value, name, args);
+    };
+    budget::look_at_text(value)?;
     match name {
         "replace" => {
             let (from, to, count): (&str, &str, Option<i64>) = from_args(args)?;

@@ -1,8 +1,9 @@
 //! Rewrites a parsed template so that nothing it does escapes the budget.
 //!
-//! minijinja counts instructions, but one instruction may double a string. So each node that makes or reads a value of unbounded size is
-//! wrapped in a filter that counts: `a ~ b` becomes the filter `~` on `a` with argument `b`, and so on. The names of these filters
-//! cannot be written in a template. Literal text goes through the formatter as expressions do.
+//! minijinja counts instructions, but one instruction may double a string. So each node that makes or reads a value of
+//! unbounded size is wrapped in a filter that counts: `a ~ b` becomes the filter `~` on `a` with argument `b`, and so
+//! on. The names of these filters cannot be written in a template. Literal text goes through the formatter as
+//! expressions do.
 
 use super::TemplateError;
 use minijinja::machinery::ast::{
@@ -119,7 +120,7 @@ impl Guard {
             }
             Stmt::ForLoop(node) => Stmt::ForLoop(Spanned::new(
                 ForLoop {
-                    target: self.target(&node.target)?,
+                    target: target(&node.target)?,
                     iter: wrap(LOOP, self.expression(&node.iter)?),
                     filter_expr: self.option(node.filter_expr.as_ref())?,
                     recursive: node.recursive,
@@ -138,18 +139,18 @@ impl Guard {
             )),
             Stmt::WithBlock(node) => {
                 let mut assignments = Vec::with_capacity(node.assignments.len());
-                for (target, value) in &node.assignments {
-                    assignments.push((self.target(target)?, self.expression(value)?));
+                for (name, value) in &node.assignments {
+                    assignments.push((target(name)?, self.expression(value)?));
                 }
                 Stmt::WithBlock(Spanned::new(WithBlock { assignments, body: self.body(&node.body)? }, node.span()))
             }
             Stmt::Set(node) => Stmt::Set(Spanned::new(
-                Set { target: self.target(&node.target)?, expr: self.expression(&node.expr)? },
+                Set { target: target(&node.target)?, expr: self.expression(&node.expr)? },
                 node.span(),
             )),
             Stmt::SetBlock(node) => Stmt::SetBlock(Spanned::new(
                 SetBlock {
-                    target: self.target(&node.target)?,
+                    target: target(&node.target)?,
                     filter: self.option(node.filter.as_ref())?,
                     body: self.body(&node.body)?,
                 },
@@ -188,31 +189,9 @@ impl Guard {
     }
 
     fn macro_declaration<'s>(&mut self, node: &Spanned<Macro<'s>>) -> Guarded<Spanned<Macro<'s>>> {
-        let args = node.args.iter().map(|arg| self.target(arg)).collect::<Guarded<_>>()?;
+        let args = node.args.iter().map(target).collect::<Guarded<_>>()?;
         let defaults = self.expressions(&node.defaults)?;
         Ok(Spanned::new(Macro { name: node.name, args, defaults, body: self.body(&node.body)? }, node.span()))
-    }
-
-    /// Names that are assigned to.
-    fn target<'s>(&mut self, target: &Expr<'s>) -> Guarded<Expr<'s>> {
-        Ok(match target {
-            Expr::Var(node) => Expr::Var(Spanned::new(Var { id: node.id }, node.span())),
-            Expr::GetAttr(node) => {
-                Expr::GetAttr(Spanned::new(GetAttr { expr: self.target(&node.expr)?, name: node.name }, node.span()))
-            }
-            Expr::List(node) => {
-                let items = node.items.iter().map(|item| self.target(item)).collect::<Guarded<_>>()?;
-                Expr::List(Spanned::new(List { items }, node.span()))
-            }
-            Expr::Tuple(node) => {
-                let items = node.items.iter().map(|item| self.target(item)).collect::<Guarded<_>>()?;
-                Expr::Tuple(Spanned::new(Tuple { items }, node.span()))
-            }
-            other => {
-                let got = format!("an assignment to a {} in line {}", other.description(), line(other.span()));
-                return Err(TemplateError::Unsupported { got, expected: "assignments to names and attributes" });
-            }
-        })
     }
 
     fn option<'s>(&mut self, expr: Option<&Expr<'s>>) -> Guarded<Option<Expr<'s>>> {
@@ -238,10 +217,8 @@ impl Guard {
                 wrap(SLICE, Expr::Slice(Spanned::new(slice, node.span())))
             }
             Expr::UnaryOp(node) => {
-                let op = match node.op {
-                    UnaryOpKind::Not => UnaryOpKind::Not,
-                    UnaryOpKind::Neg => UnaryOpKind::Neg,
-                };
+                let not = matches!(node.op, UnaryOpKind::Not);
+                let op = if not { UnaryOpKind::Not } else { UnaryOpKind::Neg };
                 Expr::UnaryOp(Spanned::new(UnaryOp { op, expr: self.expression(&node.expr)? }, node.span()))
             }
             Expr::BinOp(node) => self.binary(node)?,
@@ -333,17 +310,7 @@ impl Guard {
     }
 
     fn call<'s>(&mut self, node: &Spanned<Call<'s>>) -> Guarded<Spanned<Call<'s>>> {
-        let expr = match &node.expr {
-            Expr::GetAttr(method) => {
-                let expr = match &method.expr {
-                    // `loop.cycle` and the like are found by name.
-                    Expr::Var(_) => self.expression(&method.expr)?,
-                    other => wrap(TEXT, self.expression(other)?),
-                };
-                Expr::GetAttr(Spanned::new(GetAttr { expr, name: method.name }, method.span()))
-            }
-            expr => self.expression(expr)?,
-        };
+        let expr = self.expression(&node.expr)?;
         Ok(Spanned::new(Call { expr, args: self.arguments(&node.args, false)? }, node.span()))
     }
 
@@ -360,6 +327,28 @@ impl Guard {
         };
         args.iter().map(argument).collect()
     }
+}
+
+/// Names that are assigned to.
+fn target<'s>(expr: &Expr<'s>) -> Guarded<Expr<'s>> {
+    Ok(match expr {
+        Expr::Var(node) => Expr::Var(Spanned::new(Var { id: node.id }, node.span())),
+        Expr::GetAttr(node) => {
+            Expr::GetAttr(Spanned::new(GetAttr { expr: target(&node.expr)?, name: node.name }, node.span()))
+        }
+        Expr::List(node) => {
+            let items = node.items.iter().map(target).collect::<Guarded<_>>()?;
+            Expr::List(Spanned::new(List { items }, node.span()))
+        }
+        Expr::Tuple(node) => {
+            let items = node.items.iter().map(target).collect::<Guarded<_>>()?;
+            Expr::Tuple(Spanned::new(Tuple { items }, node.span()))
+        }
+        other => {
+            let got = format!("an assignment to a {} in line {}", other.description(), line(other.span()));
+            return Err(TemplateError::Unsupported { got, expected: "assignments to names and attributes" });
+        }
+    })
 }
 
 fn line(span: Span) -> usize {

@@ -21,7 +21,7 @@ pub(super) fn to_str(value: &Value) -> Result<String, Error> {
 
 fn write_repr(value: &Value, out: &mut Text, depth: u32) -> Result<(), Error> {
     check_depth(depth)?;
-    budget::look(1)?;
+    budget::look_at_one()?;
     match value.kind() {
         ValueKind::Undefined => out.push("Undefined"),
         ValueKind::None => out.push("None"),
@@ -60,26 +60,37 @@ fn write_repr(value: &Value, out: &mut Text, depth: u32) -> Result<(), Error> {
 
 fn write_quoted(text: &str, out: &mut Text) -> Result<(), Error> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push(quote);
-    for c in text.chars() {
-        match c {
-            '\\' => quoted.push_str("\\\\"),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            '\t' => quoted.push_str("\\t"),
-            c if c == quote => quoted.extend(['\\', c]),
-            c if printable(c) => quoted.push(c),
-            c if (c as u32) < 0x100 => quoted.push_str(&format!("\\x{:02x}", c as u32)),
-            c if (c as u32) < 0x1_0000 => quoted.push_str(&format!("\\u{:04x}", c as u32)),
-            c => quoted.push_str(&format!("\\U{:08x}", c as u32)),
-        }
-    }
-    quoted.push(quote);
-    out.push(&quoted)
+    let mark = if quote == '"' { "\"" } else { "'" };
+    out.push(mark)?;
+    escape(text, out, |c| match c {
+        '\\' => Some("\\\\".into()),
+        '\n' => Some("\\n".into()),
+        '\r' => Some("\\r".into()),
+        '\t' => Some("\\t".into()),
+        c if c == quote => Some(format!("\\{c}")),
+        c if printable(c) => None,
+        c if (c as u32) < 0x100 => Some(format!("\\x{:02x}", c as u32)),
+        c if (c as u32) < 0x1_0000 => Some(format!("\\u{:04x}", c as u32)),
+        c => Some(format!("\\U{:08x}", c as u32)),
+    })?;
+    out.push(mark)
 }
 
-/// `str.isprintable` for the characters that texts have: no controls, formats, separators but the blank, private or unassigned ones.
+/// Writes `text` with some characters replaced.
+fn escape(text: &str, out: &mut Text, replacement: impl Fn(char) -> Option<String>) -> Result<(), Error> {
+    let mut done = 0;
+    for (at, c) in text.char_indices() {
+        if let Some(replacement) = replacement(c) {
+            out.push(&text[done..at])?;
+            out.push(&replacement)?;
+            done = at + c.len_utf8();
+        }
+    }
+    out.push(&text[done..])
+}
+
+/// `str.isprintable` for the characters that texts have: no controls, formats, separators but the blank, private or
+/// unassigned ones.
 fn printable(c: char) -> bool {
     !matches!(c,
         '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{a0}' | '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
@@ -128,7 +139,7 @@ impl Json {
     /// `json.dumps(value)`
     pub(super) fn write(&self, value: &Value, out: &mut Text, depth: u32) -> Result<(), Error> {
         check_depth(depth)?;
-        budget::look(1)?;
+        budget::look_at_one()?;
         match value.kind() {
             ValueKind::None => out.push("null"),
             ValueKind::Bool => out.push(if value.is_true() { "true" } else { "false" }),
@@ -188,28 +199,25 @@ impl Json {
     }
 
     fn string(&self, text: &str, out: &mut Text) -> Result<(), Error> {
-        let mut quoted = String::with_capacity(text.len() + 2);
-        quoted.push('"');
-        for c in text.chars() {
-            match c {
-                '"' => quoted.push_str("\\\""),
-                '\\' => quoted.push_str("\\\\"),
-                '\n' => quoted.push_str("\\n"),
-                '\r' => quoted.push_str("\\r"),
-                '\t' => quoted.push_str("\\t"),
-                '\u{8}' => quoted.push_str("\\b"),
-                '\u{c}' => quoted.push_str("\\f"),
-                c if (c as u32) < 0x20 => quoted.push_str(&format!("\\u{:04x}", c as u32)),
-                c if self.ensure_ascii && !c.is_ascii() => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        quoted.push_str(&format!("\\u{unit:04x}"));
-                    }
-                }
-                c => quoted.push(c),
+        out.push("\"")?;
+        escape(text, out, |c| match c {
+            '"' => Some("\\\"".into()),
+            '\\' => Some("\\\\".into()),
+            '\n' => Some("\\n".into()),
+            '\r' => Some("\\r".into()),
+            '\t' => Some("\\t".into()),
+            '\u{8}' => Some("\\b".into()),
+            '\u{c}' => Some("\\f".into()),
+            c if (c as u32) < 0x20 => Some(format!("\\u{:04x}", c as u32)),
+            c if self.ensure_ascii && !c.is_ascii() => {
+                Some(match *c.encode_utf16(&mut [0; 2]) {
+                    [high, low] => format!("\\u{high:04x}\\u{low:04x}"),
+                    _ => format!("\\u{:04x}", c as u32),
+                })
             }
-        }
-        quoted.push('"');
-        out.push(&quoted)
+            _ => None,
+        })?;
+        out.push("\"")
     }
 }
 

@@ -167,9 +167,9 @@ impl TokenizerError {
 
 /// The start of `text`, short enough for a message.
 pub(in crate::load) fn shortened(text: &str) -> String {
-    const LONGEST: usize = 64;
-    if text.len() <= LONGEST {
-        return text.to_owned();
+    const LONGEST: usize = 200;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
-    format!("{}…", &text[..text.floor_char_boundary(LONGEST)])
 }

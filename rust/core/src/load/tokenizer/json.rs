@@ -1,20 +1,20 @@
 //! Reading `tokenizer.json`: byte pair encoding with the components that language models use.
 //!
-//! The lists are read without building a tree, and sections that may hold anything are capped before they are parsed, so that memory
-//! stays within twice the file and 64 MiB.
+//! The lists are read without building a tree, and sections that may hold anything are capped before they are parsed,
+//! so that memory stays within twice the file and 64 MiB.
 
 use super::Tokenizer;
 use super::added::{Added, MOST_ADDED, Matcher};
 use super::error::{TokenizerError, shortened};
+use super::lists::{AddedList, AddedToken, MergeList, Vocab};
 use super::merges::{Atoms, Merges};
 use super::normalize::{Normalizer, normalize};
 use super::pieces::{Alphabet, Kind, MOST_TOKENS, Pieces, byte_token, check_length};
 use super::split::{Behavior, GPT2, Pattern, Prepend, Splitter};
 use super::vocabulary::ranks;
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeSeed;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use std::fmt;
 
 /// The largest file: four times the largest real one.
 const MOST_BYTES: usize = 128 << 20;
@@ -65,30 +65,13 @@ struct Model {
     end_of_word_suffix: Option<String>,
 }
 
-#[derive(serde::Deserialize)]
-#[allow(clippy::struct_excessive_bools)] // the file's own layout
-struct AddedToken {
-    id: i64,
-    content: String,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    normalized: bool,
-    #[serde(default)]
-    special: bool,
-}
-
 impl Tokenizer {
     /// A tokenizer from the bytes of `tokenizer.json`, with `tokenizer_config.json` for the roles of special tokens.
     ///
-    /// Supported: model `BPE`; normalisers `NFC`, `NFD`, `NFKC`, `NFKD`, `Lowercase`, `Prepend`, `Replace`; pre-tokenizers `ByteLevel`,
-    /// `Digits`, `Metaspace`, `Split`; decoders `ByteLevel`, `Metaspace` and the sequence of SentencePiece models; post-processors
-    /// `ByteLevel`, `TemplateProcessing`; sequences of each. As in transformers, `add_bos_token` and `add_eos_token` in the configuration
-    /// override the post-processor.
+    /// Supported: model `BPE`; normalisers `NFC`, `NFD`, `NFKC`, `NFKD`, `Lowercase`, `Prepend`, `Replace`;
+    /// pre-tokenizers `ByteLevel`, `Digits`, `Metaspace`, `Split`; decoders `ByteLevel`, `Metaspace` and the sequence
+    /// of `SentencePiece` models; post-processors `ByteLevel`, `TemplateProcessing`; sequences of each. As in
+    /// transformers, `add_bos_token` and `add_eos_token` in the configuration override the post-processor.
     ///
     /// # Errors
     ///
@@ -121,7 +104,7 @@ impl Tokenizer {
             pieces.find(token).ok_or_else(error)
         };
         let unknown = model.unk_token.as_deref().map(|token| find(token, "model.unk_token")).transpose()?;
-        let order = ranks(&pieces, model.merges.pairs.len() / 2, model.merges.pairs())?;
+        let order = ranks(&pieces, model.merges.len(), model.merges.pairs())?;
         let atoms = if byte_level {
             Atoms::bytes(&pieces)
         } else {
@@ -167,15 +150,15 @@ fn json(error: &serde_json::Error) -> TokenizerError {
     TokenizerError::Json { got: shortened_message(&error.to_string()) }
 }
 
-/// Parsers copy what they found into their messages.
+/// The place is at the end of a message, behind what the parser copied from the file.
 fn shortened_message(message: &str) -> String {
-    const LONGEST: usize = 300;
-    if message.len() <= LONGEST {
+    const TAIL: usize = 100;
+    let length = message.chars().count();
+    if length <= 3 * TAIL {
         return message.to_owned();
     }
-    let (start, end) =
-        (message.floor_char_boundary(LONGEST / 2), message.ceil_char_boundary(message.len() - LONGEST / 2));
-    format!("{}…{}", &message[..start], &message[end..])
+    let tail: String = message.chars().skip(length - TAIL).collect();
+    format!("{}{tail}", shortened(message))
 }
 
 fn check_model(model: &Model) -> Result<(), TokenizerError> {
@@ -406,12 +389,11 @@ fn pre_tokenizer(value: Option<Value>) -> Result<(Vec<Splitter>, bool), Tokenize
                 };
                 let invert = flag(&step, "invert", WHAT, false)?;
                 let source = step.get("pattern").unwrap_or(&Value::Null);
-                splitters.push(match source.get("Regex").and_then(Value::as_str) {
-                    Some(source) => pattern(source, behavior, invert)?,
-                    None => {
-                        let text = text(source, "String", "pre_tokenizer.pattern")?.to_owned();
-                        Splitter::Literal { text, behavior, invert }
-                    }
+                splitters.push(if let Some(source) = source.get("Regex").and_then(Value::as_str) {
+                    pattern(source, behavior, invert)?
+                } else {
+                    let text = text(source, "String", "pre_tokenizer.pattern")?.to_owned();
+                    Splitter::Literal { text, behavior, invert }
                 });
             }
             other => {
@@ -509,184 +491,4 @@ fn template(value: &Value, vocab_size: usize) -> Result<(Vec<u32>, Vec<u32>), To
         }
     }
     if sequences == 1 { Ok((before, behind)) } else { Err(wrong_single()) }
-}
-
-/// `{token: id}`, without a tree.
-#[derive(Default)]
-struct Vocab {
-    text: String,
-    ends: Vec<u32>,
-    ids: Vec<u32>,
-}
-
-impl Vocab {
-    fn text(&self, at: usize) -> &str {
-        &self.text[at.checked_sub(1).map_or(0, |before| self.ends[before] as usize)..self.ends[at] as usize]
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for Vocab {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Vocab;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a vocabulary {token: id}")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocab, A::Error> {
-                let mut vocab = Vocab::default();
-                while map.next_key_seed(Text(&mut vocab.text))?.is_some() {
-                    let id: i64 = map.next_value()?;
-                    if !(0..MOST_TOKENS as i64).contains(&id) {
-                        return Err(A::Error::custom(format_args!("token id {id}, expected one below {MOST_TOKENS}")));
-                    }
-                    if vocab.ids.len() == MOST_TOKENS {
-                        return Err(A::Error::custom(format_args!("more than {MOST_TOKENS} tokens")));
-                    }
-                    vocab.ends.push(vocab.text.len() as u32);
-                    vocab.ids.push(id as u32);
-                }
-                Ok(vocab)
-            }
-        }
-        deserializer.deserialize_map(Entries)
-    }
-}
-
-/// `["a b", …]` or `[["a", "b"], …]`, without a tree.
-#[derive(Default)]
-struct MergeList {
-    text: String,
-    /// Ends of the pieces, two for each merge; a merge that is not a pair has both at its end.
-    pairs: Vec<u32>,
-}
-
-impl MergeList {
-    fn pairs(&self) -> impl Iterator<Item = Result<(&str, &str), TokenizerError>> {
-        let mut start = 0;
-        self.pairs.chunks_exact(2).enumerate().map(move |(index, ends)| {
-            let (left, right) = (&self.text[start..ends[0] as usize], &self.text[ends[0] as usize..ends[1] as usize]);
-            start = ends[1] as usize;
-            // Written as one text: cut at its only blank.
-            match (right.is_empty(), left.split_once(' ')) {
-                (true, Some((left, right))) if !right.contains(' ') => Ok((left, right)),
-                (true, _) => Err(TokenizerError::MergeShape { index, got: shortened(left) }),
-                (false, _) => Ok((left, right)),
-            }
-        })
-    }
-}
-
-impl<'de> serde::Deserialize<'de> for MergeList {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = MergeList;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of merges")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<MergeList, A::Error> {
-                let mut merges = MergeList::default();
-                while list.next_element_seed(Merge(&mut merges))?.is_some() {}
-                Ok(merges)
-            }
-        }
-        deserializer.deserialize_seq(List)
-    }
-}
-
-/// Appends one merge to the list.
-struct Merge<'l>(&'l mut MergeList);
-
-impl<'de> DeserializeSeed<'de> for Merge<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Merge<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a merge, \"a b\" or [\"a\", \"b\"]")
-    }
-
-    fn visit_str<E: Error>(self, merge: &str) -> Result<(), E> {
-        self.0.text.push_str(merge);
-        let end = self.0.text.len() as u32;
-        self.0.pairs.extend([end, end]);
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Result<(), A::Error> {
-        for i in 0..2 {
-            let piece = pair.next_element_seed(Text(&mut self.0.text))?;
-            piece.ok_or_else(|| A::Error::invalid_length(i, &"two pieces"))?;
-            self.0.pairs.push(self.0.text.len() as u32);
-        }
-        match pair.next_element::<serde::de::IgnoredAny>()? {
-            None => Ok(()),
-            Some(_) => Err(A::Error::invalid_length(3, &"two pieces")),
-        }
-    }
-}
-
-/// Appends a string to another.
-struct Text<'t>(&'t mut String);
-
-impl<'de> DeserializeSeed<'de> for Text<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Text<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.0.push_str(text);
-        Ok(())
-    }
-}
-
-/// Added tokens, up to one more than the limit.
-struct AddedList;
-
-impl<'de> DeserializeSeed<'de> for AddedList {
-    type Value = Vec<AddedToken>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for AddedList {
-    type Value = Vec<AddedToken>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of added tokens")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut tokens = Vec::new();
-        while tokens.len() <= MOST_ADDED
-            && let Some(token) = list.next_element::<AddedToken>()?
-        {
-            tokens.push(token);
-        }
-        while list.next_element::<serde::de::IgnoredAny>()?.is_some() {}
-        Ok(tokens)
-    }
 }

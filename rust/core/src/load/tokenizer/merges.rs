@@ -1,7 +1,8 @@
 //! Byte pair encoding: neighbours merge, best pair first, leftmost among equals, until no pair merges.
 //!
-//! Two orders: by the rank of a listed merge (GPT-2 and its descendants), or by the score of the merged token, where every pair whose
-//! concatenation is a token may merge (SentencePiece). A queue and a linked list make it O(n log n) for n characters.
+//! Two orders: by the rank of a listed merge (GPT-2 and its descendants), or by the score of the merged token, where
+//! every pair whose concatenation is a token may merge (`SentencePiece`). A queue and a linked list make it O(n log n)
+//! for n characters.
 
 use super::pieces::{Pieces, letter};
 use std::cmp::Reverse;

@@ -25,10 +25,10 @@ pub(in crate::load) fn normalize<'t>(steps: &[Normalizer], text: &'t str) -> Cow
     let mut text = Cow::Borrowed(text);
     for step in steps {
         let changed = match step {
-            Normalizer::Nfc => changed(is_nfc_quick(text.chars()), || text.nfc().collect()),
-            Normalizer::Nfd => changed(is_nfd_quick(text.chars()), || text.nfd().collect()),
-            Normalizer::Nfkc => changed(is_nfkc_quick(text.chars()), || text.nfkc().collect()),
-            Normalizer::Nfkd => changed(is_nfkd_quick(text.chars()), || text.nfkd().collect()),
+            Normalizer::Nfc => changed(&is_nfc_quick(text.chars()), || text.nfc().collect()),
+            Normalizer::Nfd => changed(&is_nfd_quick(text.chars()), || text.nfd().collect()),
+            Normalizer::Nfkc => changed(&is_nfkc_quick(text.chars()), || text.nfkc().collect()),
+            Normalizer::Nfkd => changed(&is_nfkd_quick(text.chars()), || text.nfkd().collect()),
             Normalizer::Lowercase => Some(text.to_lowercase()),
             Normalizer::Prepend(prefix) => (!text.is_empty()).then(|| format!("{prefix}{text}")),
             Normalizer::Replace { from, to } => text.contains(from.as_str()).then(|| text.replace(from.as_str(), to)),
@@ -40,6 +40,6 @@ pub(in crate::load) fn normalize<'t>(steps: &[Normalizer], text: &'t str) -> Cow
     text
 }
 
-fn changed(quick: IsNormalized, normalized: impl FnOnce() -> String) -> Option<String> {
-    (quick != IsNormalized::Yes).then(normalized)
+fn changed(quick: &IsNormalized, normalized: impl FnOnce() -> String) -> Option<String> {
+    (*quick != IsNormalized::Yes).then(normalized)
 }

@@ -1,7 +1,7 @@
 //! The tokens of a vocabulary: id to text, text to id, id to bytes.
 //!
-//! Texts lie one after another in one string; the table is open addressing over ids. A vocabulary of 262,144 tokens takes a few MB
-//! and builds in tens of milliseconds.
+//! Texts lie one after another in one string; the table is open addressing over ids. A vocabulary of 262,144 tokens
+//! takes a few MB and builds in tens of milliseconds.
 
 use super::error::{TokenizerError, shortened};
 use std::hash::{BuildHasher, RandomState};
@@ -34,7 +34,7 @@ pub(in crate::load) enum Kind {
 pub(in crate::load) enum Alphabet {
     /// GPT-2's: one letter for each byte.
     Bytes,
-    /// SentencePiece's: `▁` is a blank.
+    /// `SentencePiece`'s: `▁` is a blank.
     Blanks,
 }
 

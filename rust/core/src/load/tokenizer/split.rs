@@ -1,7 +1,7 @@
 //! Cutting text into the words that byte pair encoding works on.
 //!
-//! Patterns run in time linear in the text: `\s+(?!\S)|\s+`, the ending that nearly all tokenizers share, is the one look-ahead they
-//! need, and it is done by hand: a run of blanks before a word gives its last blank to the word.
+//! Patterns run in time linear in the text: `\s+(?!\S)|\s+`, the ending that nearly all tokenizers share, is the one
+//! look-ahead they need, and it is done by hand: a run of blanks before a word gives its last blank to the word.
 
 use super::error::{TokenizerError, shortened};
 use regex_automata::{Anchored, Input, PatternID, meta, util::syntax};

@@ -1,7 +1,9 @@
-//! A tokenizer from the lists that GGUF metadata holds (`tokenizer.ggml.*`), with the ids that llama.cpp gives for the same file.
+//! A tokenizer from the lists that GGUF metadata holds (`tokenizer.ggml.*`), with the ids that llama.cpp gives for the
+//! same file.
 //!
-//! Sources: the GGUF specification; `methods` of the data sheet for the merges; llama.cpp's behaviour on its published vectors. Where
-//! transformers differs (it normalises Qwen text to NFC), this follows llama.cpp.
+//! Types and keys are those of the GGUF specification. Where transformers differs from llama.cpp, this follows
+//! llama.cpp: Qwen's text is not normalised to NFC. One thing is not followed: llama.cpp takes `</s>` for an end of the
+//! answer in every vocabulary that has it, as Qwen's has for struck-out HTML.
 
 use super::Tokenizer;
 use super::added::{Added, Matcher};
@@ -16,7 +18,7 @@ use std::collections::HashMap;
 #[derive(Clone, Debug, Default, PartialEq, serde::Deserialize)]
 #[serde(default)]
 pub struct Vocabulary {
-    /// `model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece).
+    /// `model`: `gpt2` (byte-level BPE) or `llama` (`SentencePiece`).
     pub model: String,
     /// `pre`: how text is cut into words; for `gpt2` only.
     pub pre: String,
@@ -72,10 +74,22 @@ struct Cutting {
     add_bos: bool,
 }
 
-const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = concat!(
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+const QWEN2: &str = concat!(
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+const QWEN35: &str = concat!(
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}",
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]+[\p{L}&&[^A-Z]]*|\p{N}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
 
 const CUTTINGS: [Cutting; 8] = [
     Cutting {
@@ -128,17 +142,20 @@ const PRE_NAMES: &str = "gpt-2, smollm, llama-bpe, dbrx, qwen2, qwen35, tekken, 
 impl Tokenizer {
     /// A tokenizer from GGUF metadata.
     ///
-    /// `model` `gpt2` cuts text as `pre` says and merges by rank; `llama` merges whole texts by score, with byte tokens for what no other
-    /// token spells. Tokens of type 2, 3 and 4 are found in text first.
+    /// `model` `gpt2` cuts text as `pre` says and merges by rank; `llama` merges whole texts by score, with byte tokens
+    /// for what no other token spells. Tokens of type 2, 3 and 4 are found in text first.
     ///
     /// # Errors
     ///
-    /// One variant for each way to be wrong; [`TokenizerError::Unsupported`] names the models and `pre` names that work.
-    pub fn from_vocabulary(vocabulary: Vocabulary) -> Result<Self, TokenizerError> {
+    /// One variant for each way to be wrong; [`TokenizerError::Unsupported`] names the models and `pre` names that
+    /// work.
+    pub fn from_vocabulary(mut vocabulary: Vocabulary) -> Result<Self, TokenizerError> {
         check_count(vocabulary.tokens.len())?;
         check_roles(&vocabulary)?;
         let types = kinds(&vocabulary)?;
-        let pieces = Pieces::new(types, |id| &vocabulary.tokens[id])?;
+        let tokens = std::mem::take(&mut vocabulary.tokens);
+        let pieces = Pieces::new(types, |id| &tokens[id])?;
+        drop(tokens);
         let mut tokenizer = match vocabulary.model.as_str() {
             "gpt2" => byte_level(pieces, &vocabulary)?,
             "llama" => sentence_piece(pieces, &vocabulary)?,
