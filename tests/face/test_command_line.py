@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -154,8 +155,7 @@ def test_chat_at_a_terminal_stops_at_ctrl_c_and_ends_at_ctrl_d():
     steps = [
         (lambda seen: seen.endswith("> "), b"Write a very long story about a cat.\n"),
         (lambda seen: len(seen.partition("about a cat.")[2]) > 40, b"\x03"),
-        (lambda seen: seen.endswith("\n> "), b"What is the capital of France?\n"),
-        (lambda seen: "Paris" in seen and seen.endswith("\n> "), b"\x04"),
+        (lambda seen: seen.endswith("\n> "), b"\x04"),
     ]
     process, terminal = pty.fork()
     if process == 0:
@@ -170,6 +170,8 @@ def test_chat_at_a_terminal_stops_at_ctrl_c_and_ends_at_ctrl_d():
                 break
         if steps and steps[0][0](seen):
             os.write(terminal, steps.pop(0)[1])
+    else:
+        os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     assert (steps, os.waitstatus_to_exitcode(status)) == ([], 0), seen
     assert "\x1b[3" not in seen  # no colours
