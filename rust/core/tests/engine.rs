@@ -210,6 +210,14 @@ fn answers_end_where_the_context_or_the_caller_ends_them() {
             None => panic!("a cancelled request must end"),
         }
     }
-    let next = roomy.generate(vec![long(3)].into_iter().map(|mut it| { it.sampling.max_tokens = 2; it }).collect());
+    let next = roomy.generate(
+        vec![long(3)]
+            .into_iter()
+            .map(|mut it| {
+                it.sampling.max_tokens = 2;
+                it
+            })
+            .collect(),
+    );
     assert_eq!(next.unwrap()[0].token_ids.len(), 2, "the engine goes on");
 }

@@ -163,10 +163,12 @@ impl Llm {
                 Prompt::Embeddings(given) => {
                     let expected = given.positions.len() * self.config.hidden;
                     if given.rows.len() != expected || given.rows.iter().any(|value| !value.is_finite()) {
-                        let expected = format!("{} rows of {} finite floats", given.positions.len(), self.config.hidden);
+                        let expected =
+                            format!("{} rows of {} finite floats", given.positions.len(), self.config.hidden);
                         return Err(Error::argument("embeddings", format!("{} floats", given.rows.len()), expected));
                     }
-                    if let Some(position) = given.positions.iter().find(|&&position| position as usize >= self.context) {
+                    if let Some(position) = given.positions.iter().find(|&&position| position as usize >= self.context)
+                    {
                         return Err(Error::argument("positions", position, format!("below {}", self.context)));
                     }
                     let placeholders = vec![0; given.positions.len()];
@@ -334,7 +336,8 @@ impl Stream {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => return None,
             Err(RecvTimeoutError::Disconnected) => {
-                let reason = lock(&self.shared.inbox).stopped.clone().unwrap_or_else(|| "the stream has ended".to_owned());
+                let reason =
+                    lock(&self.shared.inbox).stopped.clone().unwrap_or_else(|| "the stream has ended".to_owned());
                 Event::Failed(Error::Stopped { reason })
             }
         };
@@ -392,7 +395,8 @@ fn fresh_seed() -> u64 {
 /// Physical memory of the machine; 8 GiB where it can't be read.
 fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     kib.map_or(8 << 30, |kib: u64| kib * 1024)
 }
 
@@ -411,17 +415,24 @@ fn serve(mut engine: Engine, shared: &Shared) {
         }
         let (arrivals, cancelled) = (std::mem::take(&mut inbox.arrivals), std::mem::take(&mut inbox.cancelled));
         drop(inbox);
-        arrivals.into_iter().for_each(|sequence| engine.submit(sequence));
-        cancelled.into_iter().for_each(|id| engine.cancel(id));
+        for sequence in arrivals {
+            engine.submit(sequence);
+        }
+        for id in cancelled {
+            engine.cancel(id);
+        }
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| engine.step())) {
             let message = payload.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message");
+            let message =
+                message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic without a message");
             let reason = format!("internal error: {message}");
             let mut inbox = lock(&shared.inbox);
             inbox.stopped = Some(reason.clone());
             let arrivals = std::mem::take(&mut inbox.arrivals);
             drop(inbox);
-            arrivals.into_iter().for_each(|sequence| engine.submit(sequence));
+            for sequence in arrivals {
+                engine.submit(sequence);
+            }
             return engine.fail_all(|| Error::Stopped { reason: reason.clone() });
         }
         lock(&shared.ledger).clone_from(&engine.ledger);

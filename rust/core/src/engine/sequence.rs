@@ -67,16 +67,12 @@ impl Sequence {
     /// What row `index` enters the model as, and its rotary position. `hidden`: width of an embedding.
     pub(super) fn row(&self, index: usize, hidden: usize) -> (Row<'_>, u32) {
         let token = Row::Token(self.tokens[index]);
-        match &self.embeddings {
-            None => (token, index as u32),
-            Some(Embeddings { rows, positions }) => match positions.get(index) {
-                Some(&position) => (Row::Embedding(&rows[index * hidden..(index + 1) * hidden]), position),
-                None => {
-                    let behind = positions.iter().max().map_or(0, |&last| last + 1);
-                    (token, behind + (index - positions.len()) as u32)
-                }
-            },
+        let Some(Embeddings { rows, positions }) = &self.embeddings else { return (token, index as u32) };
+        if let Some(&position) = positions.get(index) {
+            return (Row::Embedding(&rows[index * hidden..(index + 1) * hidden]), position);
         }
+        let behind = positions.iter().max().map_or(0, |&last| last + 1);
+        (token, behind + (index - positions.len()) as u32)
     }
 
     /// Whether every row's logits are wanted, not the last one's only.

@@ -149,9 +149,8 @@ impl<'a> Reader<'a> {
 
     /// A truth value.
     pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool, FormatError> {
-        self.value(key).map_or(Ok(default), |value| {
-            value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false"))
-        })
+        self.value(key)
+            .map_or(Ok(default), |value| value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false")))
     }
 
     /// A text; absent, the default, or an error when there is none.

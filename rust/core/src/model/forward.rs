@@ -73,7 +73,13 @@ fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
 
 impl Model {
     /// Computes the batch: writes its keys and values into `cache` and the wanted logits into `scratch`.
-    pub fn forward(&mut self, pool: &Pool, batch: &Batch<'_>, cache: &mut Cache, scratch: &mut Scratch) -> Result<(), Error> {
+    pub fn forward(
+        &mut self,
+        pool: &Pool,
+        batch: &Batch<'_>,
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) -> Result<(), Error> {
         let (t, hidden) = (batch.positions.len(), self.config.hidden);
         let last = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
         self.ropes.iter_mut().for_each(|rope| rope.ensure(last));
@@ -121,7 +127,15 @@ impl Model {
         Ok(())
     }
 
-    fn attend(&self, pool: &Pool, block: &Block, layer: usize, batch: &Batch<'_>, cache: &mut Cache, scratch: &mut Scratch) {
+    fn attend(
+        &self,
+        pool: &Pool,
+        block: &Block,
+        layer: usize,
+        batch: &Batch<'_>,
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) {
         let (t, hidden, spec) = (batch.positions.len(), self.config.hidden, &block.spec);
         let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = sized(&mut scratch.normed, t * hidden);

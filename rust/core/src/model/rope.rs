@@ -36,14 +36,18 @@ pub(super) fn read(
     let stated = reader.positive(base_key, Some(default_base))?;
     let Some(parameters) = parameters else { return Ok(default(head_dim, 1.0, stated)) };
     let base = parameters.positive("rope_theta", Some(stated))?;
-    let partial = parameters.positive("partial_rotary_factor", Some(reader.positive("partial_rotary_factor", Some(1.0))?))?;
+    let partial =
+        parameters.positive("partial_rotary_factor", Some(reader.positive("partial_rotary_factor", Some(1.0))?))?;
     let plain = default(head_dim, partial, base);
     let legacy = parameters.string("type", Some("default"))?;
     match parameters.string("rope_type", Some(&legacy))?.as_str() {
         "default" => Ok(plain),
         "linear" => {
             let factor = parameters.positive("factor", None)? as f32;
-            Ok(RopeSpec { inverse_frequencies: plain.inverse_frequencies.iter().map(|inv| inv / factor).collect(), scale: 1.0 })
+            Ok(RopeSpec {
+                inverse_frequencies: plain.inverse_frequencies.iter().map(|inv| inv / factor).collect(),
+                scale: 1.0,
+            })
         }
         "llama3" => llama3(&parameters, plain),
         "yarn" => yarn(&parameters, plain, base, context),
@@ -104,7 +108,8 @@ fn yarn(parameters: &Reader<'_>, plain: RopeSpec, base: f64, context: usize) -> 
     };
     let magnitude = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
     let all = parameters.optional_positive("mscale_all_dim")?;
-    let scale = match (parameters.optional_positive("attention_factor")?, parameters.optional_positive("mscale")?, all) {
+    let scale = match (parameters.optional_positive("attention_factor")?, parameters.optional_positive("mscale")?, all)
+    {
         (Some(given), _, _) => given,
         (None, Some(weight), Some(all)) => magnitude(weight) / magnitude(all),
         _ => magnitude(1.0),

@@ -84,7 +84,14 @@ impl Loader<'_> {
         Ok(out)
     }
 
-    fn norm(&self, config: &Config, norm: Norm, layer: usize, length: usize, sandwich: bool) -> Result<Vec<f32>, Error> {
+    fn norm(
+        &self,
+        config: &Config,
+        norm: Norm,
+        layer: usize,
+        length: usize,
+        sandwich: bool,
+    ) -> Result<Vec<f32>, Error> {
         let mut weight = self.vector(&norm.tensor(self.convention, layer, sandwich), length)?;
         // GGUF files carry the offset in the weights already.
         if self.convention == Convention::HuggingFace && config.norm_offset != 0.0 {
@@ -132,7 +139,15 @@ impl Loader<'_> {
         Ok(packed)
     }
 
-    fn linear(&self, role: Role, layer: usize, n: usize, k: usize, heads: Option<usize>, bias: bool) -> Result<Linear, Error> {
+    fn linear(
+        &self,
+        role: Role,
+        layer: usize,
+        n: usize,
+        k: usize,
+        heads: Option<usize>,
+        bias: bool,
+    ) -> Result<Linear, Error> {
         let matrix = self.matrix(role, role, layer, n, k, heads)?;
         let bias = if bias {
             let stored = self.vector(&(role.tensor(self.convention, layer) + ".bias"), n)?;

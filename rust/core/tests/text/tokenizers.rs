@@ -2,6 +2,7 @@
 //! published vectors of llama.cpp on real ones where those are at hand.
 
 use crate::shared::{data, fixture};
+use farthing::load::text::Text;
 use farthing::load::{Tokenizer, Vocabulary};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -118,7 +119,9 @@ fn configuration_of_tokenizer_json() {
     assert_eq!(plain.affixes(), (&[][..], &[][..]));
     let adding = load(json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "add_bos_token": true}));
     assert_eq!(adding.affixes(), (&[bos][..], &[][..]));
-    let both = load(json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "add_bos_token": true, "add_eos_token": true}));
+    let both = load(
+        json!({"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "add_bos_token": true, "add_eos_token": true}),
+    );
     assert_eq!(both.affixes(), (&[bos][..], &[eos][..]));
 }
 
@@ -127,7 +130,13 @@ fn merges_go_leftmost_first() {
     let tokens = ["a", "aa", "b", "ab", "aab"].map(String::from).to_vec();
     let tokenizer = |merges: &[&str]| {
         let merges = Some(merges.iter().map(ToString::to_string).collect());
-        let vocabulary = Vocabulary { model: "gpt2".into(), pre: "gpt-2".into(), tokens: tokens.clone(), merges, ..Vocabulary::default() };
+        let vocabulary = Vocabulary {
+            model: "gpt2".into(),
+            pre: "gpt-2".into(),
+            tokens: tokens.clone(),
+            merges,
+            ..Vocabulary::default()
+        };
         Tokenizer::from_vocabulary(vocabulary).expect("loads")
     };
     assert_eq!(tokenizer(&["a a", "a b"]).encode("aaab", false), [1, 3]);
@@ -166,7 +175,8 @@ fn scores_decide_and_the_left_wins_ties() {
 fn long_texts_take_linear_time() {
     let fixture = fixture("vocabularies.json");
     let piece = Tokenizer::from_vocabulary(vocabulary(&fixture["sentence_piece"][0]["vocabulary"])).expect("loads");
-    for text in ["a".repeat(1 << 20), " ".repeat(1 << 20), "\n \n".repeat(300_000), format!("{}x", " ".repeat(1 << 20))] {
+    for text in ["a".repeat(1 << 20), " ".repeat(1 << 20), "\n \n".repeat(300_000), format!("{}x", " ".repeat(1 << 20))]
+    {
         assert_eq!(piece.decode(&piece.encode(&text, false), false), text);
         for cut in fixture["byte_level"]["cuts"].as_array().expect("cuts") {
             let tokenizer = byte_level(&fixture, cut);
@@ -191,7 +201,8 @@ fn vectors(name: &str) -> Option<Vec<(String, Vec<u32>)>> {
 #[test]
 fn shared_tokenizer_json_equals_the_vectors() {
     for (directory, name) in [("gpt2", "gpt-2"), ("qwen2.5", "qwen2")] {
-        let (Some(path), Some(vectors)) = (data(&format!("tokenizers/{directory}/tokenizer.json")), vectors(name)) else {
+        let (Some(path), Some(vectors)) = (data(&format!("tokenizers/{directory}/tokenizer.json")), vectors(name))
+        else {
             continue;
         };
         let bytes = std::fs::read(path).expect("readable");
@@ -215,7 +226,7 @@ fn vocabulary_files_equal_the_vectors() {
     for name in ["gpt-2", "qwen2", "llama-bpe", "llama-spm", "qwen35"] {
         let (Some(path), Some(vectors)) = (vocabulary_file(name), vectors(name)) else { continue };
         let checkpoint = farthing::load::Checkpoint::open(&path).expect("opens");
-        let tokenizer = Tokenizer::from_vocabulary(from_metadata(&checkpoint)).expect("loads");
+        let tokenizer = Text::of(&checkpoint).expect("loads").tokenizer.expect("a tokenizer");
         assert!(vectors.len() >= 45, "{name}: {}", vectors.len());
         for (text, expected) in vectors {
             assert_eq!(tokenizer.encode(&text, false), expected, "{name}: {text:?}");

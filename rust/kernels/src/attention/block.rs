@@ -13,6 +13,8 @@ use crate::math::{exp_lanes, tanh_lanes};
 use crate::vector::{Kernel, LANES, Scalar, Simd, dispatch};
 
 const PAGES: usize = SPAN / PAGE;
+/// Elements of a piece of a query: one pointer reaches those of all rows at fixed distances.
+const PIECE: usize = 64;
 /// Rows of the largest block of any level.
 const MOST_ROWS: usize = 12;
 
@@ -56,8 +58,8 @@ impl Partial {
 /// A thread's buffers.
 #[derive(Default)]
 pub(super) struct Workspace {
-    /// (`head_dim`, rows) queries of the block.
-    q: Vec<f32>,
+    /// (⌈`head_dim` / 64⌉, rows) pieces of the block's queries.
+    q: Vec<[f32; PIECE]>,
     /// (rows, 256) scores, then their exponentials, of one key span.
     scores: Vec<[f32; SPAN]>,
     /// The last key span alone.
@@ -106,14 +108,14 @@ impl<'a, E: Element> Block<'a, E> {
         let padded = S::BLOCKS.iter().copied().find(|&block| block >= rows.len()).unwrap_or(rows.len());
         let Workspace { q, scores, part, merged } = &mut *self.workspace;
         q.clear();
-        q.resize(head_dim * padded, 0.0);
+        q.resize(head_dim.div_ceil(PIECE) * padded, [0.0; PIECE]);
         scores.resize(padded, [0.0; SPAN]);
         part.resize(padded, head_dim);
         merged.resize(rows.len(), head_dim);
         for (r, row) in rows.enumerate() {
             let query = &self.context.q[self.context.place(self.unit, row)];
-            for (place, x) in q[r..].iter_mut().step_by(padded).zip(query) {
-                *place = *x;
+            for (place, piece) in q[r..].iter_mut().step_by(padded).zip(query.chunks(PIECE)) {
+                place[..piece.len()].copy_from_slice(piece);
             }
         }
     }
@@ -212,9 +214,9 @@ fn is_first(context: Context<'_>, unit: &Unit, r: usize, key_span: usize) -> boo
     context.visible(&context.spans[unit.span], unit.rows.start + r).start / SPAN == key_span
 }
 
-/// Scores of all rows against the 32 keys of one page: `q`: (`head_dim`, rows), `k`: (`head_dim`, 32).
+/// Scores of all rows against the 32 keys of one page: `q`: (⌈`head_dim` / 64⌉, rows) pieces, `k`: (`head_dim`, 32).
 #[inline(always)]
-fn page_scores<S: Simd, E: Element>(simd: S, q: &[f32], k: &[E], scores: &mut [[f32; SPAN]], page: usize) {
+fn page_scores<S: Simd, E: Element>(simd: S, q: &[[f32; PIECE]], k: &[E], scores: &mut [[f32; SPAN]], page: usize) {
     with_rows!(S, scores.len(), R => if S::VECTORS == 2 {
         page_scores_of::<S, E, R, 2>(simd, q, k, scores, page);
     } else {
@@ -226,7 +228,7 @@ fn page_scores<S: Simd, E: Element>(simd: S, q: &[f32], k: &[E], scores: &mut [[
 #[inline(always)]
 fn page_scores_of<S: Simd, E: Element, const R: usize, const V: usize>(
     simd: S,
-    q: &[f32],
+    q: &[[f32; PIECE]],
     k: &[E],
     scores: &mut [[f32; SPAN]],
     page: usize,
@@ -234,16 +236,18 @@ fn page_scores_of<S: Simd, E: Element, const R: usize, const V: usize>(
     let (q, k) = (q.as_chunks::<R>().0, k.as_chunks::<PAGE>().0);
     for part in 0..PAGE / LANES / V {
         let mut sums = [[simd.splat(0.0); V]; R];
-        for (q, k) in q.iter().zip(k) {
-            let k = k.as_chunks::<LANES>().0;
-            let mut keys = [simd.splat(0.0); V];
-            for v in 0..V {
-                keys[v] = E::load(simd, &k[part * V + v]);
-            }
-            for r in 0..R {
-                let q = simd.splat(q[r]);
+        for (q, k) in q.iter().zip(k.chunks(PIECE)) {
+            for (d, k) in k.iter().enumerate() {
+                let k = k.as_chunks::<LANES>().0;
+                let mut keys = [simd.splat(0.0); V];
                 for v in 0..V {
-                    sums[r][v] = simd.mul_add(q, keys[v], sums[r][v]);
+                    keys[v] = E::load(simd, &k[part * V + v]);
+                }
+                for r in 0..R {
+                    let q = simd.splat(q[r][d % PIECE]);
+                    for v in 0..V {
+                        sums[r][v] = simd.mul_add(q, keys[v], sums[r][v]);
+                    }
                 }
             }
         }

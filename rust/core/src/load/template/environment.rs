@@ -231,7 +231,8 @@ fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
         }),
     };
     let separators: Option<Value> = options.get("separators")?;
-    let (mut item_separator, mut key_separator) = (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
+    let (mut item_separator, mut key_separator) =
+        (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned());
     if let Some(separators) = separators.filter(|separators| !separators.is_none()) {
         item_separator = to_str(&separators.get_item(&Value::from(0))?)?;
         key_separator = to_str(&separators.get_item(&Value::from(1))?)?;
@@ -346,7 +347,9 @@ fn split(text: &str, separator: Option<&str>, most: Option<i64>) -> Result<Value
 
 /// Python's `str.splitlines`.
 fn lines(text: &str, keep_ends: bool) -> Result<Value, Error> {
-    let breaks = |c: char| matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let breaks = |c: char| {
+        matches!(c, '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
     budget::make_container(text.matches(breaks).count() as u64 + 1)?;
     let mut parts = Vec::new();
     let mut rest = text;
@@ -355,7 +358,8 @@ fn lines(text: &str, keep_ends: bool) -> Result<Value, Error> {
             parts.push(Value::from(rest));
             break;
         };
-        let width = if rest[end..].starts_with("\r\n") { 2 } else { rest[end..].chars().next().map_or(0, char::len_utf8) };
+        let width =
+            if rest[end..].starts_with("\r\n") { 2 } else { rest[end..].chars().next().map_or(0, char::len_utf8) };
         parts.push(Value::from(&rest[..if keep_ends { end + width } else { end }]));
         rest = &rest[end + width..];
     }

@@ -173,7 +173,8 @@ fn shortened_message(message: &str) -> String {
     if message.len() <= LONGEST {
         return message.to_owned();
     }
-    let (start, end) = (message.floor_char_boundary(LONGEST / 2), message.ceil_char_boundary(message.len() - LONGEST / 2));
+    let (start, end) =
+        (message.floor_char_boundary(LONGEST / 2), message.ceil_char_boundary(message.len() - LONGEST / 2));
     format!("{}…{}", &message[..start], &message[end..])
 }
 

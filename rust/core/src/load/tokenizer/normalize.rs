@@ -1,7 +1,9 @@
 //! What happens to text before it is cut into words.
 
 use std::borrow::Cow;
-use unicode_normalization::{UnicodeNormalization, is_nfc_quick, is_nfd_quick, is_nfkc_quick, is_nfkd_quick, IsNormalized};
+use unicode_normalization::{
+    IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfd_quick, is_nfkc_quick, is_nfkd_quick,
+};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +15,10 @@ pub(in crate::load) enum Normalizer {
     Lowercase,
     /// Puts a text before text that is not empty.
     Prepend(String),
-    Replace { from: String, to: String },
+    Replace {
+        from: String,
+        to: String,
+    },
 }
 
 pub(in crate::load) fn normalize<'t>(steps: &[Normalizer], text: &'t str) -> Cow<'t, str> {

@@ -8,8 +8,7 @@ use regex_automata::{Anchored, Input, PatternID, meta, util::syntax};
 use std::borrow::Cow;
 
 /// GPT-2's pattern.
-pub(in crate::load) const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(in crate::load) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 const LONGEST_PATTERN: usize = 4096;
 /// Bytes a compiled pattern may take; a class such as `\p{L}` takes about 10 KB.
@@ -38,13 +37,23 @@ pub(in crate::load) enum Prepend {
 pub(in crate::load) enum Splitter {
     Pattern(Box<Pattern>),
     /// Every occurrence of a text is a match.
-    Literal { text: String, behavior: Behavior, invert: bool },
+    Literal {
+        text: String,
+        behavior: Behavior,
+        invert: bool,
+    },
     /// Characters that are numbers are words of their own, or runs of them are.
-    Digits { individual: bool },
+    Digits {
+        individual: bool,
+    },
     /// A blank before text that does not start with one.
     PrefixSpace,
     /// Blanks become `replacement`, and words start with it.
-    Metaspace { replacement: String, prepend: Prepend, split: bool },
+    Metaspace {
+        replacement: String,
+        prepend: Prepend,
+        split: bool,
+    },
 }
 
 pub(in crate::load) struct Pattern {
@@ -147,7 +156,8 @@ pub(in crate::load) fn split(steps: &[Splitter], text: &str, first: bool, emit: 
             }
             let mut next = |start: usize, end: usize| split(rest, &text[start..end], first && start == 0, emit);
             if *cut {
-                let found = |segment: &mut dyn FnMut(usize, usize, bool)| occurrences(&text, replacement, false, segment);
+                let found =
+                    |segment: &mut dyn FnMut(usize, usize, bool)| occurrences(&text, replacement, false, segment);
                 regroup(Behavior::MergedWithNext, found, &mut next);
             } else {
                 next(0, text.len());

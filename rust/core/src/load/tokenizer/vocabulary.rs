@@ -79,7 +79,18 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{L}&&[^a-z]]*[\p{L}&&[^A-Z]]+|[^\r\n
 
 const CUTTINGS: [Cutting; 8] = [
     Cutting {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4", "gigachat", "mellum"],
+        names: &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "exaone4",
+            "gigachat",
+            "mellum",
+        ],
         patterns: &[GPT2],
         whole_words: false,
         add_bos: false,
@@ -133,7 +144,11 @@ impl Tokenizer {
             "llama" => sentence_piece(pieces, &vocabulary)?,
             other => {
                 let got = shortened(other);
-                return Err(TokenizerError::Unsupported { field: "tokenizer.ggml.model", got, expected: "gpt2, llama" });
+                return Err(TokenizerError::Unsupported {
+                    field: "tokenizer.ggml.model",
+                    got,
+                    expected: "gpt2, llama",
+                });
             }
         };
         let added = (0..tokenizer.pieces.len() as u32)
@@ -248,9 +263,8 @@ pub(super) fn ranks<'m>(
         merged.clear();
         merged.push_str(left);
         merged.push_str(right);
-        let find = |piece: &str| {
-            pieces.find(piece).ok_or_else(|| TokenizerError::MergeToken { index, got: shortened(piece) })
-        };
+        let find =
+            |piece: &str| pieces.find(piece).ok_or_else(|| TokenizerError::MergeToken { index, got: shortened(piece) });
         // A merge that is listed twice keeps its first rank.
         ranks.entry((find(left)?, find(right)?)).or_insert((index as u32, find(&merged)?));
     }
