@@ -343,7 +343,7 @@ impl Stream {
     /// Waits for the end.
     pub fn wait(mut self) -> Result<Completion, Error> {
         loop {
-            match self.next(Duration::from_secs(3600)) {
+            match self.next(Duration::from_hours(1)) {
                 Some(Event::Done(completion)) => return Ok(*completion),
                 Some(Event::Failed(error)) => return Err(error),
                 Some(Event::Text(_) | Event::Progress { .. }) | None => {}

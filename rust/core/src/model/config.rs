@@ -38,6 +38,8 @@ pub struct Config {
 
 /// One block: attention, then a gated feed-forward network, each behind an RMS norm and added to the stream.
 #[derive(Clone, Debug, PartialEq)]
+// Each flag is a yes-or-no of the published configurations.
+#[allow(clippy::struct_excessive_bools)]
 pub struct BlockSpec {
     /// Query heads.
     pub heads: usize,
@@ -247,7 +249,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The plain block of this shape: causal attention with rotary embedding 0, SiLU, no biases, no extra norms.
+    /// The plain block of this shape: causal attention with rotary embedding 0, `SiLU`, no biases, no extra norms.
     pub(super) fn block(&self) -> BlockSpec {
         BlockSpec {
             heads: self.heads,

@@ -95,7 +95,9 @@ impl Loader<'_> {
         let mut weight = self.vector(&norm.tensor(self.convention, layer, sandwich), length)?;
         // GGUF files carry the offset in the weights already.
         if self.convention == Convention::HuggingFace && config.norm_offset != 0.0 {
-            weight.iter_mut().for_each(|weight| *weight += config.norm_offset);
+            for weight in &mut weight {
+                *weight += config.norm_offset;
+            }
         }
         Ok(weight)
     }
