@@ -203,7 +203,7 @@ fn answers_end_where_the_context_or_the_caller_ends_them() {
     let mut stream = roomy.submit(vec![endless]).unwrap().remove(0);
     stream.cancel();
     loop {
-        match stream.next(Duration::from_secs(60)) {
+        match stream.next(Duration::from_mins(1)) {
             Some(Event::Done(completion)) => break assert_eq!(completion.finish_reason, FinishReason::Cancelled),
             Some(Event::Failed(error)) => panic!("{error}"),
             Some(_) => {}
