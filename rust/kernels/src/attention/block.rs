@@ -124,7 +124,7 @@ impl<'a, E: Element> Block<'a, E> {
         for page in pages.clone() {
             (keys[page], values[page]) = cache.head::<E>(table[page], self.unit.kv_head);
         }
-        simd.call(Scores { q, keys: &keys, pages, scores });
+        simd.call(Scores { q, keys: &keys, pages, out: scores });
         let (scale, softcap) = (shape.scale, shape.softcap);
         simd.call(Softmax { scores, visible, scale, softcap, greatest: &mut part.greatest, sums: &mut part.sums });
         part.values.fill(0.0);

@@ -38,7 +38,7 @@ pub(super) struct Scores<'a, E> {
     /// Which of the pages.
     pub(super) pages: Range<usize>,
     /// (rows, 256)
-    pub(super) scores: &'a mut [[f32; SPAN]],
+    pub(super) out: &'a mut [[f32; SPAN]],
 }
 
 impl<E: Element> Kernel for Scores<'_, E> {
@@ -46,12 +46,12 @@ impl<E: Element> Kernel for Scores<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Scores { q, keys, pages, scores } = self;
-        with_rows!(S, scores.len(), R => for page in pages {
+        let Scores { q, keys, pages, out } = self;
+        with_rows!(S, out.len(), R => for page in pages {
             if S::VECTORS == 2 {
-                page_scores::<S, E, R, 2>(simd, q, keys[page], scores, page);
+                page_scores::<S, E, R, 2>(simd, q, keys[page], out, page);
             } else {
-                page_scores::<S, E, R, 1>(simd, q, keys[page], scores, page);
+                page_scores::<S, E, R, 1>(simd, q, keys[page], out, page);
             }
         });
     }
