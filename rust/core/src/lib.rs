@@ -1,2 +1,8 @@
 //! The engine of farthing: loaders, model families, the batched step and the ledger.
-#![forbid(unsafe_op_in_unsafe_fn)]
+
+pub mod detokenize;
+pub mod engine;
+pub mod error;
+pub mod ledger;
+pub mod load;
+pub mod model;

@@ -13,6 +13,7 @@ pub mod attention;
 pub mod format;
 pub mod isa;
 pub mod math;
+pub mod matmul;
 pub mod memory;
 pub mod norm;
 pub mod philox;

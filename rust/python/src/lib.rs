@@ -1,5 +1,27 @@
-//! Python bindings: convert, check, release the interpreter lock, call the core.
+//! Python bindings: convert, check, release the interpreter lock, call the core. One file per Python module.
+#![allow(clippy::needless_pass_by_value, reason = "Python's arguments arrive by value")]
+
+mod errors;
+mod ledger;
+mod llm;
+mod machine;
+mod plan;
+
 use pyo3::prelude::*;
 
+/// The Rust side of farthing.
 #[pymodule]
-mod _core {}
+mod _core {
+    #[pymodule_export]
+    use super::ledger::{EngineLedger, Ledger, cost};
+    #[pymodule_export]
+    use super::llm::{Completion, Llm, MatrixReport, Sampling, Stream};
+    #[pymodule_export]
+    use super::machine::{available_isas, default_threads, isa, probe_limits, self_tests};
+    #[pymodule_export]
+    use super::plan::{Plan, plan};
+
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "the name Python gives versions")]
+    const __version__: &str = env!("CARGO_PKG_VERSION");
+}

@@ -1,0 +1,1 @@
+"""Farthing beside its peers, measured interleaved in one run."""

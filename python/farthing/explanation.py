@@ -1,0 +1,86 @@
+"""What a model is made of, matrix by matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from . import _core
+from .ledger import size
+from .tables import html_table, text_table
+
+__all__ = ["Explanation", "Matrix"]
+
+HEADER = ("matrix", "layers", "shape", "format", "activations", "kernel", "bytes")
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix.
+
+    Attributes:
+        layer: index of its block; None for embedding and head.
+        role: what it does.
+        rows: outputs.
+        columns: inputs.
+        format: how its weights are packed.
+        activations: precision of what it is multiplied by.
+        kernel: instruction set of the kernel that multiplies it.
+        nbytes: bytes it takes in memory.
+    """
+
+    layer: int | None
+    role: str
+    rows: int
+    columns: int
+    format: str
+    activations: str
+    kernel: str
+    nbytes: int
+
+
+class Explanation(list[Matrix]):
+    """Every matrix in order; prints as a table with one line for all that are alike."""
+
+    @classmethod
+    def of(cls, reports: Iterable[_core.MatrixReport]) -> Explanation:
+        """From the core's records."""
+        names = Matrix.__dataclass_fields__
+        return cls(Matrix(**{name: getattr(report, name) for name in names}) for report in reports)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices together."""
+        return sum(matrix.nbytes for matrix in self)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        def kind(matrix: Matrix) -> Any:
+            return (matrix.role, matrix.rows, matrix.columns, matrix.format, matrix.activations, matrix.kernel)
+
+        order = {key: index for index, key in enumerate(dict.fromkeys(map(kind, self)))}
+        alike = groupby(sorted(self, key=lambda matrix: order[kind(matrix)]), key=kind)
+        rows = [
+            (role, _spans(group), f"{n} × {k}", form, activations, kernel, size(sum(each.nbytes for each in group)))
+            for (role, n, k, form, activations, kernel), group in ((key, list(members)) for key, members in alike)
+        ]
+        return [*rows, ("all", "", "", "", "", "", size(self.nbytes))]
+
+    def __str__(self) -> str:
+        return text_table(self._rows(), HEADER)
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), HEADER)
+
+
+def _spans(matrices: list[Matrix]) -> str:
+    """The layers in short: ``0–29``, ``0, 2, 4–7``."""
+    layers = [matrix.layer for matrix in matrices if matrix.layer is not None]
+    spans: list[list[int]] = []
+    for layer in layers:
+        if spans and layer == spans[-1][1] + 1:
+            spans[-1][1] = layer
+        else:
+            spans.append([layer, layer])
+    return ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in spans)

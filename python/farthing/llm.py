@@ -1,0 +1,268 @@
+"""A loaded model: text or token ids in, completions and their cost out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .completion import Completion, Stream, completion
+from .errors import UnsupportedError
+from .explanation import Explanation
+from .ledger import EngineLedger, from_core
+from .names import locate
+from .sampling import SamplingParams, integer
+from .tokenizer import Tokenizer
+
+__all__ = ["LLM", "Conversation", "Prompt"]
+
+Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]]
+Conversation = Sequence[Mapping[str, Any]]
+_Ready = str | npt.NDArray[np.uint32]
+
+
+class LLM:
+    """A model and its engine. One object serves any number of threads.
+
+    Args:
+        model: path of a GGUF file or checkpoint directory, the alias ``smollm2-135m``, or a Hub id (``repo``,
+            ``repo@revision``, ``repo:file.gguf``).
+        weights: ``auto`` (as the file stores them), ``f32``, ``bf16``, ``int8`` or ``int4``.
+        activations: what integer weights meet: ``auto`` (a fixed rule by matrix), ``a8``, ``a16`` or ``f32``.
+        kv: keys and values: ``auto`` (f16, or f32 under f32 weights), ``f32``, ``f16`` or ``bf16``.
+        speculation: ``auto`` or None; both decode without a drafter.
+        threads: None takes what the environment, the affinity mask and the cgroup quota allow.
+        max_sequences: most sequences in one step.
+        context: longest sequence, prompt and answer; None takes the model's own.
+        chunk: most prompt tokens in one step; None takes 512. Results do not depend on it.
+        kv_pages: pages of 32 tokens for all sequences together; None takes what ``max_sequences`` contexts need, up to
+            a quarter of the memory.
+        progress: called as ``progress(stage, done, total)`` while the model loads (stage ``load``), at most ten times a
+            second.
+
+    Raises:
+        FormatError: the file is damaged.
+        UnsupportedError: the model or an option is of a kind farthing does not know.
+        ModelNotFoundError: no such file, alias or Hub repository.
+        ValueError: an argument is out of range.
+        MemoryError: weights or pages do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "smollm2-135m",
+        *,
+        weights: str = "auto",
+        activations: str = "auto",
+        kv: str = "auto",
+        speculation: str | None = "auto",
+        threads: int | None = None,
+        max_sequences: int = 16,
+        context: int | None = None,
+        chunk: int | None = None,
+        kv_pages: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        if speculation not in ("auto", None):
+            raise UnsupportedError(f'speculation={speculation!r} is not supported; use "auto" or None (no drafter)')
+        sizes = {"threads": threads, "context": context, "chunk": chunk, "kv_pages": kv_pages}
+        options = {name: None if value is None else integer(name, value, 1) for name, value in sizes.items()}
+        for name, word in {"weights": weights, "activations": activations, "kv": kv}.items():
+            if not isinstance(word, str):
+                raise ValueError(f"{name}: got {word!r}, expected a word such as 'auto'")
+        self.path: Path = locate(model)
+        self._core = _core.Llm(
+            self.path,
+            weights=weights,
+            activations=activations,
+            kv=kv,
+            max_sequences=integer("max_sequences", max_sequences, 1),
+            progress=progress,
+            **options,
+        )
+        self.tokenizer = Tokenizer(self._core)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Continues each prompt; all are computed together.
+
+        Args:
+            prompts: one prompt or a list of them; a prompt is text (special tokens in it are recognised) or token ids.
+            params: one for all prompts, or a list with one for each.
+
+        Returns:
+            One completion per prompt, in order.
+        """
+        many: list[Any] = [prompts] if _is_prompt(prompts) else _list("prompts", prompts)
+        return self._finish([_prompt(prompt) for prompt in many], params, rendered=False)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **variables: Any,
+    ) -> list[Completion]:
+        """Answers each conversation in the model's own chat format.
+
+        Args:
+            messages: one conversation (a list of ``{"role": ..., "content": ...}``) or a list of them.
+            params: one for all conversations, or a list with one for each.
+            variables: further variables of the chat template, such as ``tools`` or ``enable_thinking``.
+
+        Returns:
+            One completion per conversation, in order.
+        """
+        many: list[Any] = [messages] if _is_conversation(messages) else _list("messages", messages)
+        return self._finish([self.chat_prompt(turns, **variables) for turns in many], params, rendered=True)
+
+    def stream(
+        self,
+        prompt: Prompt | Conversation,
+        params: SamplingParams | None = None,
+        *,
+        progress: Callable[[str, int, int], None] | None = None,
+        **variables: Any,
+    ) -> Stream:
+        """Answers one prompt or conversation piece by piece.
+
+        Args:
+            prompt: text, token ids, or a conversation (which the chat template renders, with ``variables``).
+            params: how to answer.
+            progress: called as ``progress("prompt", computed, total)`` while a long prompt is computed.
+            variables: further variables of the chat template.
+
+        Returns:
+            An iterator over pieces of text that then has ``.completion``; closing it cancels the request.
+        """
+        if rendered := _is_conversation(prompt):
+            ready: _Ready = self.chat_prompt(prompt, **variables)
+        elif variables:
+            raise ValueError(
+                f"stream: got {', '.join(variables)}, expected template variables with a conversation only"
+            )
+        else:
+            ready = _prompt(prompt)
+        (core,) = self._core.submit([ready], [_params(params)], rendered)
+        return Stream(core, progress)
+
+    def chat_prompt(self, messages: Conversation, **variables: Any) -> str:
+        """The text the model's chat template makes of a conversation, ready for its answer."""
+        if not _is_conversation(messages):
+            raise ValueError(f"messages: got {messages!r}, expected a list of messages with role and content")
+        try:
+            rendered = json.dumps([dict(message) for message in messages]), json.dumps(variables)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"messages: expected values that JSON can hold: {error}") from None
+        return self._core.chat_prompt(*rendered)
+
+    def logits(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
+        """The model's logits after each of the ids, float32 (T, V)."""
+        return self._core.logits(_token_ids(token_ids))
+
+    @property
+    def ledger(self) -> EngineLedger:
+        """What this engine has done so far."""
+        ledger: EngineLedger = from_core(EngineLedger, self._core.ledger())
+        return ledger
+
+    def explain(self) -> Explanation:
+        """Kernel, format, precision and bytes of every matrix."""
+        return Explanation.of(self._core.explain())
+
+    def _finish(
+        self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool
+    ) -> list[Completion]:
+        if params is None or isinstance(params, SamplingParams):
+            each = [_params(params)] * len(prompts)
+        else:
+            each = [_params(entry) for entry in _list("params", params)]
+        if len(each) != len(prompts):
+            raise ValueError(f"params: got {len(each)}, expected one, or one for each of the {len(prompts)} prompts")
+        streams = self._core.submit(prompts, each, rendered)
+        # A stream that is dropped before its end (an interrupt, an error) cancels its request.
+        return [completion(stream.wait()) for stream in streams]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` works."""
+        return self._core.has_chat_template
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids, the width of `logits`."""
+        return self._core.vocab
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self._core.threads
+
+    @property
+    def context(self) -> int:
+        """Longest sequence in tokens, prompt and answer."""
+        return self._core.context
+
+    def __repr__(self) -> str:
+        return f"LLM({os.fspath(self.path)!r})"
+
+
+def _params(params: SamplingParams | None) -> _core.Sampling:
+    if params is None:
+        params = SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"params: got {type(params).__name__}, expected SamplingParams")
+    return params._core
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, np.ndarray)):
+        raise ValueError(f"{name}: got {type(value).__name__}, expected one of them or a list")
+    return list(value)
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim == 1 and value.dtype != object
+    return isinstance(value, str) or (isinstance(value, Sequence) and len(value) > 0 and _is_integer(value[0]))
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_conversation(value: Any) -> TypeGuard[Conversation]:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(message, Mapping) for message in value)
+    )
+
+
+def _prompt(prompt: Any) -> _Ready:
+    return prompt if isinstance(prompt, str) else _token_ids(prompt, "prompt")
+
+
+def _token_ids(ids: Any, name: str = "token_ids") -> npt.NDArray[np.uint32]:
+    """The ids as a uint32 vector, or a ValueError."""
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        array = np.empty((0, 0))
+    if array.size == 0 and array.ndim == 1:
+        return np.empty(0, np.uint32)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        kind = f"{array.dtype} of shape {array.shape}" if isinstance(ids, np.ndarray) else repr(ids)[:80]
+        raise ValueError(f"{name}: got {kind}, expected text or a list of token ids")
+    if array.min() < 0 or array.max() >= 2**32:
+        raise ValueError(f"{name}: got {array.min()} to {array.max()}, expected token ids ≥ 0")
+    return array.astype(np.uint32)

@@ -1,0 +1,111 @@
+"""What a model will need and how fast it can be here, before it is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from . import _core
+from .explanation import Explanation
+from .ledger import size
+from .machine import Limits, limits
+from .names import locate
+from .tables import html_table, text_table
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Predictions from a model's headers and this machine's measured limits.
+
+    Attributes:
+        family: the architecture.
+        context: longest sequence the model was made for.
+        file_bytes: bytes of its files.
+        resident_bytes: bytes of weights that stay in memory.
+        bytes_per_token: bytes of weights one decoded token reads when it is alone in its pass.
+        kv_bytes_per_token: bytes of keys and values one token of context takes.
+        operations_per_token: multiplications and additions of one prompt token.
+        limits: what the machine can do.
+        decode_rate: tokens per second at the bandwidth limit, at an empty context.
+        prompt_rate: prompt tokens per second at the int8 limit; None for weights that are not integers.
+        matrices: how every matrix would be packed.
+    """
+
+    family: str
+    context: int
+    file_bytes: int
+    resident_bytes: int
+    bytes_per_token: int
+    kv_bytes_per_token: int
+    operations_per_token: int
+    limits: Limits
+    decode_rate: float
+    prompt_rate: float | None
+    matrices: Explanation
+
+    def _rows(self) -> list[tuple[str, str]]:
+        limit = self.limits
+        rows = [
+            ("family", self.family),
+            ("context", f"{self.context} tokens"),
+            ("files", size(self.file_bytes)),
+            ("weights in memory", size(self.resident_bytes)),
+            ("weights read per token", size(self.bytes_per_token)),
+            ("keys and values per token", size(self.kv_bytes_per_token)),
+            ("keys and values of a full context", size(self.kv_bytes_per_token * self.context)),
+            ("operations per prompt token", f"{self.operations_per_token / 1e9:.3g} G"),
+            ("memory bandwidth, measured", f"{size(limit.bandwidth)}/s ({limit.threads} threads)"),
+            ("int8 rate, measured", f"{limit.int8_rate / 1e12:.2f} TOP/s"),
+            ("decode, at most", f"{self.decode_rate:.0f} tok/s"),
+        ]
+        if self.prompt_rate is not None:
+            rows.append(("prompt, at most", f"{self.prompt_rate:.0f} tok/s"))
+        return rows
+
+    def __str__(self) -> str:
+        return text_table(self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._rows(), caption="plan")
+
+
+def plan(
+    model: str | os.PathLike[str] = "smollm2-135m",
+    *,
+    weights: str = "auto",
+    activations: str = "auto",
+    kv: str = "auto",
+    threads: int | None = None,
+) -> Plan:
+    """Reads the headers of ``model``, measures this machine for a moment, and predicts.
+
+    Raises:
+        The same errors as `farthing.LLM`.
+    """
+    path = locate(model)
+    core = _core.plan(os.fspath(path), weights=weights, activations=activations, kv=kv)
+    limit, matrices = limits(threads), Explanation.of(core.matrices)
+    return Plan(
+        family=core.family,
+        context=core.context,
+        file_bytes=core.file_bytes,
+        resident_bytes=core.resident_bytes,
+        bytes_per_token=core.bytes_per_token,
+        kv_bytes_per_token=core.kv_bytes_per_token,
+        operations_per_token=core.operations_per_token,
+        limits=limit,
+        decode_rate=limit.bandwidth / core.bytes_per_token,
+        prompt_rate=_prompt_rate(matrices, limit),
+        matrices=matrices,
+    )
+
+
+def _prompt_rate(matrices: Explanation, limit: Limits) -> float | None:
+    """At the int8 limit; 15-bit activations are two 8-bit planes, so they cost twice."""
+    passes = {"a8": 1, "a16": 2}
+    blocks = [matrix for matrix in matrices if matrix.layer is not None]
+    if not all(matrix.activations in passes for matrix in blocks):
+        return None
+    return limit.int8_rate / sum(2 * matrix.rows * matrix.columns * passes[matrix.activations] for matrix in blocks)

@@ -1,0 +1,231 @@
+//! One request on its way: its tokens, its pages, and what has become of them.
+
+use super::cache::Table;
+use super::request::{Completion, Embeddings, Event, FinishReason, SamplingParams, TokenLogprobs};
+use crate::detokenize::{Detokenizer, StopStrings};
+use crate::error::Error;
+use crate::ledger::{Ledger, Pass};
+use crate::model::Row;
+use farthing_kernels::sample::{Sampling, TokenCounts, sample};
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+/// What a sequence is for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    /// An answer, streamed.
+    Answer(Box<Answer>),
+    /// The logits of every token.
+    Logits {
+        /// `(computed, vocab)` so far.
+        rows: Vec<f32>,
+        /// Where they go.
+        reply: Sender<Result<Vec<f32>, Error>>,
+    },
+}
+
+/// The state of an answer under way.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) sampling: SamplingParams,
+    pub(super) seed: u64,
+    pub(super) counts: TokenCounts,
+    pub(super) detokenizer: Option<Detokenizer>,
+    pub(super) stops: StopStrings,
+    pub(super) text: String,
+    pub(super) logprobs: Vec<TokenLogprobs>,
+    pub(super) events: Sender<Event>,
+    pub(super) end_tokens: Vec<u32>,
+    /// The listener has gone.
+    pub(super) deaf: bool,
+}
+
+/// How a sequence ends.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// With a result.
+    Finished(FinishReason),
+    /// Without one.
+    Failed(Error),
+}
+
+/// A request in the engine.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) id: u64,
+    /// Prompt, then output; a prompt of embeddings has zeros here.
+    pub(super) tokens: Vec<u32>,
+    pub(super) embeddings: Option<Embeddings>,
+    pub(super) prompt: usize,
+    /// Tokens whose keys and values are in pages.
+    pub(super) computed: usize,
+    pub(super) table: Table,
+    pub(super) purpose: Purpose,
+    pub(super) ledger: Ledger,
+    pub(super) submitted: Instant,
+    pub(super) started: Option<Instant>,
+    pub(super) first_token: Option<Instant>,
+}
+
+impl Sequence {
+    /// Tokens not yet computed.
+    pub(super) fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// What row `index` enters the model as, and its rotary position. `hidden`: width of an embedding.
+    pub(super) fn row(&self, index: usize, hidden: usize) -> (Row<'_>, u32) {
+        let token = Row::Token(self.tokens[index]);
+        let Some(Embeddings { rows, positions }) = &self.embeddings else { return (token, index as u32) };
+        if let Some(&position) = positions.get(index) {
+            return (Row::Embedding(&rows[index * hidden..(index + 1) * hidden]), position);
+        }
+        let behind = positions.iter().max().map_or(0, |&last| last + 1);
+        (token, behind + (index - positions.len()) as u32)
+    }
+
+    /// Whether every row's logits are wanted, not the last one's only.
+    pub(super) fn wants_all(&self) -> bool {
+        matches!(self.purpose, Purpose::Logits { .. })
+    }
+
+    /// Books a pass over `rows` of this sequence.
+    pub(super) fn book(&mut self, pass: &Pass, kv_bytes: u64) {
+        self.ledger.book(pass, kv_bytes);
+    }
+
+    /// Takes the logits of this sequence's wanted rows after its `computed` has advanced; says how it ends, if it does.
+    ///
+    /// `logits: (rows, vocab)`; empty while the prompt is unfinished.
+    pub(super) fn advance(&mut self, logits: &mut [f32], limit: usize, now: Instant) -> Option<Ending> {
+        let finished = self.remaining() == 0;
+        let (position, prompt) = (self.tokens.len(), self.prompt);
+        let answer = match &mut self.purpose {
+            Purpose::Logits { rows, .. } => {
+                rows.extend_from_slice(logits);
+                return finished.then_some(Ending::Finished(FinishReason::Length));
+            }
+            Purpose::Answer(answer) => answer,
+        };
+        if finished {
+            let token = match answer.draw(logits, position) {
+                Ok(token) => token,
+                Err(error) => return Some(Ending::Failed(error)),
+            };
+            self.tokens.push(token);
+            self.first_token.get_or_insert(now);
+            self.ledger.answer_tokens += 1;
+            let full = self.tokens.len() - prompt >= answer.sampling.max_tokens || self.tokens.len() >= limit;
+            if let Some(reason) = answer.accept(token).or(full.then_some(FinishReason::Length)) {
+                return Some(Ending::Finished(reason));
+            }
+        } else {
+            answer.send(Event::Progress { computed: self.computed.min(prompt), total: prompt });
+        }
+        answer.deaf.then_some(Ending::Finished(FinishReason::Cancelled))
+    }
+
+    /// Ends the sequence and tells whoever waits for it.
+    pub(super) fn finish(&mut self, finish_reason: FinishReason, now: Instant) {
+        let started = self.started.unwrap_or(now);
+        let first = self.first_token.unwrap_or(now);
+        self.ledger.prompt_tokens = self.prompt as u64;
+        self.ledger.queue_seconds = (started - self.submitted).as_secs_f64();
+        self.ledger.prefill_seconds = (first - started).as_secs_f64();
+        self.ledger.decode_seconds = (now - first).as_secs_f64();
+        match &mut self.purpose {
+            Purpose::Answer(answer) => {
+                answer.flush(finish_reason);
+                let completion = Completion {
+                    text: std::mem::take(&mut answer.text),
+                    token_ids: self.tokens[self.prompt..].to_vec(),
+                    finish_reason,
+                    ledger: self.ledger.clone(),
+                    logprobs: answer.sampling.logprobs.map(|_| std::mem::take(&mut answer.logprobs)),
+                };
+                answer.send(Event::Done(Box::new(completion)));
+            }
+            Purpose::Logits { rows, reply } => {
+                // A caller that has given up needs no answer.
+                let _ = reply.send(Ok(std::mem::take(rows)));
+            }
+        }
+    }
+
+    /// Ends the sequence as `ending` says.
+    pub(super) fn end(&mut self, ending: Ending, now: Instant) {
+        match ending {
+            Ending::Finished(reason) => self.finish(reason, now),
+            Ending::Failed(error) => self.fail(error),
+        }
+    }
+
+    /// Ends the sequence with an error.
+    pub(super) fn fail(&mut self, error: Error) {
+        match &mut self.purpose {
+            Purpose::Answer(answer) => answer.send(Event::Failed(error)),
+            // A caller that has given up needs no answer.
+            Purpose::Logits { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+impl Answer {
+    fn send(&mut self, event: Event) {
+        self.deaf |= self.events.send(event).is_err();
+    }
+
+    /// Draws the token at `position` from its logits `(vocab,)`.
+    fn draw(&mut self, logits: &mut [f32], position: usize) -> Result<u32, Error> {
+        let params = &self.sampling;
+        let sampling = Sampling {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            allowed: None,
+            seed: self.seed,
+            position: position as u64,
+            top_logprobs: params.logprobs.unwrap_or(0),
+        };
+        let draw = sample(logits, &sampling, &self.counts).map_err(|error| Error::NoToken { position, error })?;
+        if params.logprobs.is_some() {
+            self.logprobs.push(TokenLogprobs { token: draw.token, logprob: draw.logprob, top: draw.top });
+        }
+        Ok(draw.token)
+    }
+
+    /// Takes in a drawn token; says why the answer ends with it, if it does.
+    fn accept(&mut self, token: u32) -> Option<FinishReason> {
+        self.counts.push(token);
+        if !self.sampling.ignore_eos && self.end_tokens.contains(&token) {
+            return Some(FinishReason::Stop);
+        }
+        let piece = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
+        let found = self.stops.push(&piece);
+        self.emit(found.text);
+        found.stopped.then_some(FinishReason::Stop)
+    }
+
+    fn emit(&mut self, text: String) {
+        if !text.is_empty() {
+            self.text.push_str(&text);
+            self.send(Event::Text(text));
+        }
+    }
+
+    /// Lets out the text held back for half characters and half stop texts.
+    fn flush(&mut self, reason: FinishReason) {
+        if reason == FinishReason::Stop && self.stops.stopped() {
+            return;
+        }
+        let rest = self.detokenizer.as_mut().map(Detokenizer::finish).unwrap_or_default();
+        let found = self.stops.push(&rest);
+        self.emit(found.text);
+        let held = self.stops.finish();
+        self.emit(held);
+    }
+}

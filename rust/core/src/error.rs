@@ -1,0 +1,64 @@
+//! Everything that can go wrong between a file and an answer, one variant per way.
+
+use crate::load::FormatError;
+use farthing_kernels::isa::IsaError;
+use farthing_kernels::memory::OutOfMemory;
+use farthing_kernels::sample::SampleError;
+
+/// Error of the engine.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's files are not what they claim to be.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// A well-formed wish that farthing can't grant, with what it can.
+    #[error("{got} is not supported; {works}")]
+    Unsupported {
+        /// What was asked for.
+        got: String,
+        /// What would work instead.
+        works: String,
+    },
+    /// An argument out of range.
+    #[error("{name}: got {got}, expected {expected}")]
+    Argument {
+        /// Name of the argument.
+        name: &'static str,
+        /// Value given.
+        got: String,
+        /// Values accepted.
+        expected: String,
+    },
+    /// `FARTHING_ISA` is wrong.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
+    /// The system has no memory left for weights or pages.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The logits define no distribution: broken weights, or activations beyond the format's range.
+    #[error("no token can be drawn at position {position}: {error} (are the weights broken?)")]
+    NoToken {
+        /// Absolute position of the token that was to be drawn.
+        position: usize,
+        /// What is wrong with the logits.
+        error: SampleError,
+    },
+    /// The engine's thread is gone: it panicked, or the process forked.
+    #[error("the engine has stopped: {reason}; load the model again")]
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Argument`].
+    pub fn argument(name: &'static str, got: impl ToString, expected: impl ToString) -> Error {
+        Error::Argument { name, got: got.to_string(), expected: expected.to_string() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(got: impl ToString, works: impl ToString) -> Error {
+        Error::Unsupported { got: got.to_string(), works: works.to_string() }
+    }
+}

@@ -1,0 +1,147 @@
+//! The books: what an answer really cost. The ledger is told, and asks nobody.
+
+use std::time::Duration;
+
+/// Cost of one request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ledger {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Prompt tokens whose keys and values were found ready.
+    pub cached_tokens: u64,
+    /// Generated tokens inside a thinking span.
+    pub thinking_tokens: u64,
+    /// Generated tokens outside a thinking span, the end token included.
+    pub answer_tokens: u64,
+    /// Generated tokens that were dictated, not drawn.
+    pub forced_tokens: u64,
+    /// Tokens computed only to look at the model's state.
+    pub probe_tokens: u64,
+    /// Forward passes that this request took part in.
+    pub passes: u64,
+    /// Tokens proposed by a drafter.
+    pub drafted: u64,
+    /// Proposed tokens that were kept.
+    pub accepted: u64,
+    /// Times the request lost its pages and computed them again.
+    pub preemptions: u64,
+    /// Bytes of weights read, each pass divided by the sequences that shared it.
+    pub weight_bytes: f64,
+    /// Bytes of keys and values read and written.
+    pub kv_bytes: u64,
+    /// Seconds from submission to the first pass.
+    pub queue_seconds: f64,
+    /// Seconds from the first pass to the first token.
+    pub prefill_seconds: f64,
+    /// Seconds from the first token to the last.
+    pub decode_seconds: f64,
+    /// Thread-seconds, each pass divided by the sequences that shared it.
+    pub cpu_seconds: f64,
+}
+
+/// What tokens and processors cost; leave at zero what is free.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Prices {
+    /// Currency per million prompt tokens.
+    pub input_per_million: f64,
+    /// Currency per million generated tokens.
+    pub output_per_million: f64,
+    /// Currency per hour of one CPU.
+    pub cpu_hour: f64,
+}
+
+impl Ledger {
+    /// Generated tokens, thinking and answer.
+    pub fn output_tokens(&self) -> u64 {
+        self.thinking_tokens + self.answer_tokens
+    }
+
+    /// What the request cost, in the currency of `prices`.
+    ///
+    /// ```
+    /// use farthing::ledger::{Ledger, Prices};
+    /// let ledger = Ledger { prompt_tokens: 1_000_000, cpu_seconds: 1800.0, ..Ledger::default() };
+    /// assert_eq!(ledger.cost(&Prices { input_per_million: 3.0, cpu_hour: 2.0, ..Prices::default() }), 4.0);
+    /// ```
+    pub fn cost(&self, prices: &Prices) -> f64 {
+        self.prompt_tokens as f64 * prices.input_per_million / 1e6
+            + self.output_tokens() as f64 * prices.output_per_million / 1e6
+            + self.cpu_seconds * prices.cpu_hour / 3600.0
+    }
+}
+
+/// Cost of everything an engine has done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EngineLedger {
+    /// Requests finished, cancelled ones included.
+    pub requests: u64,
+    /// Forward passes.
+    pub passes: u64,
+    /// Rows (tokens) that went through the blocks.
+    pub rows: u64,
+    /// Rows that drew a token.
+    pub drawn: u64,
+    /// Preemptions for lack of pages.
+    pub preemptions: u64,
+    /// Bytes of weights read.
+    pub weight_bytes: u64,
+    /// Bytes of keys and values read and written.
+    pub kv_bytes: u64,
+    /// Seconds in passes that held prompt rows.
+    pub prefill_seconds: f64,
+    /// Seconds in passes of decode rows only.
+    pub decode_seconds: f64,
+    /// Bytes of weights and pages read by passes of decode rows only.
+    pub decode_bytes: u64,
+}
+
+impl EngineLedger {
+    /// Bytes per second of the decode passes; `None` before the first.
+    pub fn decode_bandwidth(&self) -> Option<f64> {
+        (self.decode_seconds > 0.0).then(|| self.decode_bytes as f64 / self.decode_seconds)
+    }
+}
+
+/// What one pass cost, as the step reports it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass {
+    /// Rows (tokens).
+    pub rows: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Whether some row belonged to a prompt.
+    pub prefill: bool,
+    /// Bytes of weights read.
+    pub weight_bytes: u64,
+    /// Wall time.
+    pub elapsed: Duration,
+    /// Threads that worked.
+    pub threads: usize,
+}
+
+impl EngineLedger {
+    /// Books a pass and the bytes of keys and values of its sequences.
+    pub fn book(&mut self, pass: &Pass, kv_bytes: u64) {
+        self.passes += 1;
+        self.rows += pass.rows as u64;
+        self.weight_bytes += pass.weight_bytes;
+        self.kv_bytes += kv_bytes;
+        if pass.prefill {
+            self.prefill_seconds += pass.elapsed.as_secs_f64();
+        } else {
+            self.decode_seconds += pass.elapsed.as_secs_f64();
+            self.decode_bytes += pass.weight_bytes + kv_bytes;
+        }
+    }
+}
+
+impl Ledger {
+    /// Books this request's share of a pass.
+    pub fn book(&mut self, pass: &Pass, kv_bytes: u64) {
+        let sequences = pass.sequences.max(1) as f64;
+        self.passes += 1;
+        self.weight_bytes += pass.weight_bytes as f64 / sequences;
+        self.kv_bytes += kv_bytes;
+        self.cpu_seconds += pass.elapsed.as_secs_f64() * pass.threads as f64 / sequences;
+    }
+}

@@ -1,0 +1,286 @@
+//! One description of a decoder-only transformer, read from `config.json` or rebuilt from GGUF metadata.
+//!
+//! A family (`llama.rs`, `qwen.rs`, `gemma.rs`) turns the values of its configuration into a [`Config`]; from there on
+//! nobody asks for the family again.
+
+use super::rope::RopeSpec;
+use crate::error::Error;
+use crate::load::FormatError;
+use farthing_kernels::activation::Activation;
+use serde_json::{Map, Value};
+
+/// A whole model: what is common to its blocks, and the blocks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `model_type`, as transformers names it.
+    pub family: String,
+    /// Rows of the embedding and of the head.
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Longest sequence the model was made for.
+    pub context: usize,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Factor on embedding rows.
+    pub embedding_scale: f32,
+    /// Added to every norm weight (families that store `w - 1`).
+    pub norm_offset: f32,
+    /// Epsilon of every RMS norm.
+    pub epsilon: f32,
+    /// `c * tanh(logits / c)`, if any.
+    pub final_softcap: Option<f32>,
+    /// Rotary embeddings; blocks refer to them by index.
+    pub ropes: Vec<RopeSpec>,
+    /// The blocks, first to last.
+    pub blocks: Vec<BlockSpec>,
+}
+
+/// One block: attention, then a gated feed-forward network, each behind an RMS norm and added to the stream.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockSpec {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on query-key products.
+    pub attention_scale: f32,
+    /// `c * tanh(score / c)`, if any.
+    pub attention_softcap: Option<f32>,
+    /// Keys visible to a query, itself included; `None` is all before it.
+    pub window: Option<usize>,
+    /// Index of the rotary embedding; `None` leaves queries and keys unrotated.
+    pub rope: Option<usize>,
+    /// Biases on queries, keys and values.
+    pub qkv_bias: bool,
+    /// Bias on the attention output.
+    pub output_bias: bool,
+    /// RMS norms over each head of queries and keys.
+    pub qk_norm: bool,
+    /// Norms behind attention and feed-forward too (Gemma).
+    pub sandwich: bool,
+    /// Width of the feed-forward network.
+    pub intermediate: usize,
+    /// Its activation.
+    pub activation: Activation,
+    /// Biases on gate, up and down.
+    pub mlp_bias: bool,
+}
+
+/// Reads a model's description from its configuration.
+pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
+    let reader = Reader { map: config, prefix: String::new() };
+    let family = reader.string("model_type", None)?;
+    let described = match family.as_str() {
+        "llama" | "mistral" | "smollm3" => super::llama::describe(&reader, &family)?,
+        "qwen2" | "qwen3" => super::qwen::describe(&reader, &family)?,
+        "gemma3_text" => super::gemma::describe(&reader)?,
+        other => {
+            return Err(Error::unsupported(
+                format!("model_type {other:?}"),
+                "the families llama, mistral, smollm3, qwen2, qwen3 and gemma3_text load",
+            ));
+        }
+    };
+    if let Some(quantization) = config.get("quantization_config").filter(|value| !value.is_null()) {
+        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+        return Err(Error::unsupported(
+            format!("quantization_config of method {method:?}"),
+            "load the unquantised checkpoint or a GGUF file of it",
+        ));
+    }
+    Ok(described)
+}
+
+/// Typed, range-checked access to a configuration's values.
+pub(super) struct Reader<'a> {
+    map: &'a Map<String, Value>,
+    prefix: String,
+}
+
+impl<'a> Reader<'a> {
+    fn wrong(&self, key: &str, got: impl ToString, expected: &str) -> FormatError {
+        let key = format!("{}{key}", self.prefix);
+        FormatError::Config { key, got: got.to_string(), expected: expected.to_owned() }
+    }
+
+    fn missing(&self, key: &str, expected: &str) -> FormatError {
+        FormatError::MissingKey { key: format!("{}{key}", self.prefix), expected: expected.to_owned() }
+    }
+
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A count in `1..=most`; absent, the default, or an error when there is none.
+    pub(super) fn count(&self, key: &str, default: Option<usize>, most: usize) -> Result<usize, FormatError> {
+        let expected = format!("an integer from 1 to {most}");
+        let value = match self.value(key) {
+            None => default.ok_or_else(|| self.missing(key, &expected))?,
+            Some(value) => value
+                .as_u64()
+                .and_then(|value| usize::try_from(value).ok())
+                .ok_or_else(|| self.wrong(key, value, &expected))?,
+        };
+        if value == 0 || value > most { Err(self.wrong(key, value, &expected)) } else { Ok(value) }
+    }
+
+    /// A count that may be absent.
+    pub(super) fn optional_count(&self, key: &str, most: usize) -> Result<Option<usize>, FormatError> {
+        self.value(key).map(|_| self.count(key, None, most)).transpose()
+    }
+
+    /// A positive finite number; absent, the default, or an error when there is none.
+    pub(super) fn positive(&self, key: &str, default: Option<f64>) -> Result<f64, FormatError> {
+        let expected = "a finite number above 0";
+        let value = match self.value(key) {
+            None => default.ok_or_else(|| self.missing(key, expected))?,
+            Some(value) => value.as_f64().ok_or_else(|| self.wrong(key, value, expected))?,
+        };
+        if value.is_finite() && value > 0.0 { Ok(value) } else { Err(self.wrong(key, value, expected)) }
+    }
+
+    /// A positive finite number that may be absent.
+    pub(super) fn optional_positive(&self, key: &str) -> Result<Option<f64>, FormatError> {
+        self.value(key).map(|_| self.positive(key, None)).transpose()
+    }
+
+    /// A truth value.
+    pub(super) fn flag(&self, key: &str, default: bool) -> Result<bool, FormatError> {
+        self.value(key)
+            .map_or(Ok(default), |value| value.as_bool().ok_or_else(|| self.wrong(key, value, "true or false")))
+    }
+
+    /// A text; absent, the default, or an error when there is none.
+    pub(super) fn string(&self, key: &str, default: Option<&str>) -> Result<String, FormatError> {
+        match self.value(key) {
+            None => default.map(str::to_owned).ok_or_else(|| self.missing(key, "a text")),
+            Some(value) => value.as_str().map(str::to_owned).ok_or_else(|| self.wrong(key, value, "a text")),
+        }
+    }
+
+    /// A nested object that may be absent.
+    pub(super) fn object(&self, key: &str) -> Result<Option<Reader<'a>>, FormatError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let map = value.as_object().ok_or_else(|| self.wrong(key, value, "an object"))?;
+        Ok(Some(Reader { map, prefix: format!("{}{key}.", self.prefix) }))
+    }
+
+    /// A list of exactly `length` elements, each converted by `convert`, that may be absent.
+    pub(super) fn list<T>(
+        &self,
+        key: &str,
+        length: usize,
+        expected: &str,
+        convert: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, FormatError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let array = value.as_array().ok_or_else(|| self.wrong(key, value, "a list"))?;
+        if array.len() != length {
+            return Err(self.wrong(key, format!("{} elements", array.len()), &format!("{length} elements")));
+        }
+        let convert = |value| convert(value).ok_or_else(|| self.wrong(key, value, expected));
+        array.iter().map(convert).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// For each layer, whether its attention slides over a window, as `layer_types` says.
+    pub(super) fn sliding_layers(&self, layers: usize) -> Result<Option<Vec<bool>>, FormatError> {
+        self.list("layer_types", layers, "full_attention or sliding_attention", |value| match value.as_str()? {
+            "full_attention" => Some(false),
+            "sliding_attention" => Some(true),
+            _ => None,
+        })
+    }
+
+    /// The values every family names alike.
+    pub(super) fn shape(&self) -> Result<Shape, FormatError> {
+        let hidden = self.count("hidden_size", None, 1 << 17)?;
+        let heads = self.count("num_attention_heads", None, 1 << 14)?;
+        let kv_heads = self.count("num_key_value_heads", Some(heads), 1 << 14)?;
+        if heads % kv_heads != 0 {
+            return Err(self.wrong("num_key_value_heads", kv_heads, &format!("a divisor of {heads} attention heads")));
+        }
+        let head_dim = match self.optional_count("head_dim", 1 << 12)? {
+            Some(head_dim) => head_dim,
+            None if hidden % heads == 0 => hidden / heads,
+            None => return Err(self.wrong("hidden_size", hidden, &format!("a multiple of {heads} attention heads"))),
+        };
+        if head_dim % 2 != 0 {
+            return Err(self.wrong("head_dim", head_dim, "an even number"));
+        }
+        Ok(Shape {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            layers: self.count("num_hidden_layers", None, 4096)?,
+            intermediate: self.count("intermediate_size", None, 1 << 20)?,
+            vocab: self.count("vocab_size", None, 1 << 24)?,
+            context: self.count("max_position_embeddings", Some(2048), 1 << 28)?,
+            epsilon: self.positive("rms_norm_eps", Some(1e-6))? as f32,
+        })
+    }
+
+    /// The activation of the feed-forward network.
+    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation, FormatError> {
+        match self.string(key, Some(default))?.as_str() {
+            "silu" | "swish" => Ok(Activation::Silu),
+            "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
+            other => Err(self.wrong(key, format!("{other:?}"), "silu or gelu_pytorch_tanh")),
+        }
+    }
+}
+
+/// Sizes that every family states.
+pub(super) struct Shape {
+    pub(super) hidden: usize,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) layers: usize,
+    pub(super) intermediate: usize,
+    pub(super) vocab: usize,
+    pub(super) context: usize,
+    pub(super) epsilon: f32,
+}
+
+impl Shape {
+    /// The plain block of this shape: causal attention with rotary embedding 0, SiLU, no biases, no extra norms.
+    pub(super) fn block(&self) -> BlockSpec {
+        BlockSpec {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            attention_scale: 1.0 / (self.head_dim as f32).sqrt(),
+            attention_softcap: None,
+            window: None,
+            rope: Some(0),
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: false,
+            sandwich: false,
+            intermediate: self.intermediate,
+            activation: Activation::Silu,
+            mlp_bias: false,
+        }
+    }
+
+    /// A model of this shape with the given blocks and rotary embeddings, norms and embeddings unscaled.
+    pub(super) fn config(&self, family: &str, tied: bool, ropes: Vec<RopeSpec>, blocks: Vec<BlockSpec>) -> Config {
+        Config {
+            family: family.to_owned(),
+            vocab: self.vocab,
+            hidden: self.hidden,
+            context: self.context,
+            tied,
+            embedding_scale: 1.0,
+            norm_offset: 0.0,
+            epsilon: self.epsilon,
+            final_softcap: None,
+            ropes,
+            blocks,
+        }
+    }
+}

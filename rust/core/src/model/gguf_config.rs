@@ -1,0 +1,109 @@
+//! GGUF metadata as the configuration a Hugging Face checkpoint of the same model would carry.
+
+use crate::error::Error;
+use crate::load::{Checkpoint, FormatError, Table, Value as Field};
+use serde_json::{Map, Value, json};
+
+/// What the metadata says, under the names of `config.json`.
+pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<String, Value>, Error> {
+    let architecture: &str = gguf.require("general.architecture")?;
+    let model_type = match architecture {
+        "llama" | "qwen2" | "qwen3" | "smollm3" => architecture,
+        "gemma3" => "gemma3_text",
+        other => {
+            return Err(Error::unsupported(
+                format!("GGUF architecture {other:?}"),
+                "the architectures llama, smollm3, qwen2, qwen3 and gemma3 load",
+            ));
+        }
+    };
+    let mut config = Map::new();
+    config.insert("model_type".into(), json!(model_type));
+    for (key, name) in [
+        ("embedding_length", "hidden_size"),
+        ("feed_forward_length", "intermediate_size"),
+        ("block_count", "num_hidden_layers"),
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("attention.key_length", "head_dim"),
+        ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+        ("attention.sliding_window", "sliding_window"),
+        ("context_length", "max_position_embeddings"),
+        ("rope.freq_base", "rope_theta"),
+        ("rope.dimension_count", "rotary_dim"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+    ] {
+        let key = format!("{architecture}.{key}");
+        if let Some(field) = gguf.get(&key) {
+            let wrong = || FormatError::Config { key, got: field.describe(), expected: "one number".to_owned() };
+            config.insert(name.into(), number(field).ok_or_else(wrong)?);
+        }
+    }
+    // Files state the rotated width, configurations its share of a head.
+    if let (Some(rotated), Some(head_dim)) = (
+        config.remove("rotary_dim").and_then(|value| value.as_u64()),
+        config.get("head_dim").and_then(Value::as_u64).filter(|&head_dim| head_dim > 0),
+    ) && rotated < head_dim
+    {
+        config.insert("partial_rotary_factor".into(), json!(rotated as f64 / head_dim as f64));
+    }
+    let vocab = checkpoint.tensor("token_embd.weight").map_or(0, |tensor| tensor.shape().first().copied().unwrap_or(0));
+    config.insert("vocab_size".into(), json!(vocab));
+    config.insert("tie_word_embeddings".into(), json!(checkpoint.tensor("output.weight").is_none()));
+    let float = |key: &str| gguf.get(&format!("{architecture}.{key}")).and_then(number);
+    match gguf.read::<&str>(&format!("{architecture}.rope.scaling.type"))? {
+        None | Some("none") => {}
+        Some(kind) => {
+            let mut scaling = Map::new();
+            scaling.insert("rope_type".into(), json!(kind));
+            for (key, name) in [
+                ("rope.scaling.factor", "factor"),
+                ("rope.scaling.original_context_length", "original_max_position_embeddings"),
+                ("rope.scaling.yarn_beta_fast", "beta_fast"),
+                ("rope.scaling.yarn_beta_slow", "beta_slow"),
+            ] {
+                if let Some(value) = float(key) {
+                    scaling.insert(name.into(), value);
+                }
+            }
+            config.insert("rope_scaling".into(), Value::Object(scaling));
+        }
+    }
+    match architecture {
+        "llama" | "smollm3" => {
+            // These files name no biases: the tensors' presence does.
+            let present = |name: &str| checkpoint.tensor(name).is_some();
+            config.insert("attention_bias".into(), json!(present("blk.0.attn_q.bias")));
+            config.insert("mlp_bias".into(), json!(present("blk.0.ffn_gate.bias")));
+            if architecture == "llama" && config.contains_key("sliding_window") {
+                config.insert("model_type".into(), json!("mistral"));
+            }
+        }
+        "gemma3" => {
+            // The 27B model alone scales by the width per head of the stream, not of the heads.
+            let count = |name: &str| config.get(name).and_then(Value::as_u64).unwrap_or(0);
+            let per_head = count("hidden_size") / count("num_attention_heads").max(1);
+            let scalar = if count("num_hidden_layers") == 62 { per_head } else { count("head_dim") };
+            config.insert("query_pre_attn_scalar".into(), json!(scalar));
+        }
+        _ => {}
+    }
+    Ok(config)
+}
+
+/// A number as JSON holds it; nothing for other types.
+fn number(field: &Field) -> Option<Value> {
+    Some(match *field {
+        Field::U8(value) => json!(value),
+        Field::I8(value) => json!(value),
+        Field::U16(value) => json!(value),
+        Field::I16(value) => json!(value),
+        Field::U32(value) => json!(value),
+        Field::I32(value) => json!(value),
+        Field::U64(value) => json!(value),
+        Field::I64(value) => json!(value),
+        Field::F32(value) => json!(value),
+        Field::F64(value) => json!(value),
+        Field::Bool(_) | Field::String(_) | Field::Array(_) => return None,
+    })
+}

@@ -1,0 +1,111 @@
+//! Models: a description read from the checkpoint, packed weights, and the forward pass over a step's rows.
+
+pub mod config;
+pub mod plan;
+pub mod precision;
+pub mod rope;
+
+mod explain;
+mod forward;
+mod gemma;
+mod gguf_config;
+mod llama;
+mod names;
+mod qwen;
+mod weights;
+
+pub use explain::MatrixReport;
+pub use forward::{Batch, Row, Scratch};
+pub use names::Role;
+
+use crate::engine::{Activations, Weights};
+use crate::error::Error;
+use crate::load::{Checkpoint, FormatError, Metadata};
+use config::Config;
+use farthing_kernels::format::PackedMatrix;
+use farthing_kernels::rope::RopeTable;
+use names::Convention;
+use std::sync::atomic::AtomicU64;
+use weights::{Block, Loader};
+
+/// A loaded model: everything the forward pass reads, nothing it writes.
+#[derive(Debug)]
+pub struct Model {
+    config: Config,
+    embedding: PackedMatrix,
+    /// `None` when the embedding is the head.
+    head: Option<PackedMatrix>,
+    blocks: Vec<Block>,
+    final_norm: Vec<f32>,
+    ropes: Vec<RopeTable>,
+}
+
+/// Reads a checkpoint's description without touching its weights.
+pub fn describe(checkpoint: &Checkpoint) -> Result<Config, Error> {
+    let mut config = match &checkpoint.metadata {
+        Metadata::HuggingFace(files) => config::read(files.config.as_object().unwrap_or(&serde_json::Map::new()))?,
+        Metadata::Gguf(gguf) => config::read(&gguf_config::translate(gguf, checkpoint)?)?,
+    };
+    // Llama 3 files carry their rotary scaling as one factor per frequency.
+    if let (Metadata::Gguf(_), Some(tensor)) = (&checkpoint.metadata, checkpoint.tensor("rope_freqs.weight")) {
+        let pairs = config.ropes.first().map_or(0, |rope| rope.inverse_frequencies.len());
+        let mut factors = vec![0.0; pairs];
+        checkpoint.require(tensor.name(), &[pairs])?.row(0, &mut factors)?;
+        if let Some(index) = factors.iter().position(|factor| !factor.is_finite() || *factor == 0.0) {
+            return Err(FormatError::NonFinite { tensor: tensor.name().to_owned(), index }.into());
+        }
+        config.ropes[0].divide(&factors);
+    }
+    Ok(config)
+}
+
+impl Model {
+    /// Loads every tensor; `progress` hears the bytes of the file that are packed so far.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        weights: Weights,
+        activations: Activations,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Model, Error> {
+        let config = describe(checkpoint)?;
+        let (convention, interleaved) = match &checkpoint.metadata {
+            Metadata::HuggingFace(_) => (Convention::HuggingFace, false),
+            Metadata::Gguf(_) => (Convention::Gguf, matches!(config.family.as_str(), "llama" | "mistral" | "smollm3")),
+        };
+        let done = AtomicU64::new(0);
+        let loader = Loader { checkpoint, convention, interleaved, weights, activations, done: &done, progress };
+        let (vocab, hidden) = (config.vocab, config.hidden);
+        let used_as = if config.tied { Role::Head } else { Role::Embedding };
+        let embedding = loader.matrix(Role::Embedding, used_as, 0, vocab, hidden, None)?;
+        let head = (!config.tied).then(|| loader.matrix(Role::Head, Role::Head, 0, vocab, hidden, None)).transpose()?;
+        let blocks = (0..config.blocks.len()).map(|layer| loader.block(&config, layer)).collect::<Result<_, _>>()?;
+        let final_norm = loader.final_norm(&config)?;
+        let ropes =
+            config.ropes.iter().map(|rope| RopeTable::new(rope.inverse_frequencies.clone(), rope.scale)).collect();
+        Ok(Model { config, embedding, head, blocks, final_norm, ropes })
+    }
+
+    /// The description.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn head(&self) -> &PackedMatrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Bytes of all matrices of the blocks: what every pass reads.
+    pub fn block_bytes(&self) -> u64 {
+        self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear.matrix.nbytes() as u64).sum()
+    }
+
+    /// Bytes of the head: what a pass reads that computes logits.
+    pub fn head_bytes(&self) -> u64 {
+        self.head().nbytes() as u64
+    }
+
+    /// Resident bytes of all matrices.
+    pub fn resident_bytes(&self) -> u64 {
+        self.block_bytes() + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
+    }
+}

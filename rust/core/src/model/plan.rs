@@ -1,0 +1,110 @@
+//! What a model will need, from its headers alone: the same formats and precisions that loading would choose.
+
+use super::config::{BlockSpec, Config};
+use super::names::{Convention, Role};
+use super::precision::precision;
+use super::weights::packed_format;
+use super::{MatrixReport, describe};
+use crate::engine::cache::Cache;
+use crate::engine::{Activations, Kv, Weights};
+use crate::error::Error;
+use crate::load::{Checkpoint, FormatError, Metadata};
+use farthing_kernels::attention::PAGE;
+use farthing_kernels::isa::Isa;
+
+/// What a model will need once loaded.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model's description.
+    pub config: Config,
+    /// Every matrix as it would be packed.
+    pub matrices: Vec<MatrixReport>,
+    /// Bytes of the files.
+    pub file_bytes: u64,
+    /// Precision of keys and values.
+    kv: Kv,
+    weights: Weights,
+}
+
+/// Reads the headers of `checkpoint`; no weight is touched.
+pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations, kv: Kv) -> Result<Plan, Error> {
+    let config = describe(checkpoint)?;
+    let convention = match &checkpoint.metadata {
+        Metadata::HuggingFace(_) => Convention::HuggingFace,
+        Metadata::Gguf(_) => Convention::Gguf,
+    };
+    let report = |layer: Option<usize>, stored: Role, role: Role, [rows, columns]: [usize; 2]| {
+        let name = stored.tensor(convention, layer.unwrap_or(0)) + ".weight";
+        let tensor = checkpoint.require(&name, &[rows, columns])?;
+        let format = packed_format(weights, tensor.natural_format()?);
+        let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {
+            let reason = format!("{rows} rows of {columns} are more bytes than can be addressed");
+            FormatError::Pack { tensor: name, reason }
+        })?;
+        let activations = precision(role, format, activations).name();
+        let kernel = Isa::active().name();
+        Ok::<_, Error>(MatrixReport {
+            layer,
+            role,
+            rows,
+            columns,
+            format: format.to_string(),
+            activations,
+            kernel,
+            bytes,
+        })
+    };
+    let table = [config.vocab, config.hidden];
+    let used_as = if config.tied { Role::Head } else { Role::Embedding };
+    let mut matrices = vec![report(None, Role::Embedding, used_as, table)?];
+    for (layer, block) in config.blocks.iter().enumerate() {
+        for role in Role::IN_BLOCK {
+            matrices.push(report(Some(layer), role, role, shape(role, &config, block))?);
+        }
+    }
+    if !config.tied {
+        matrices.push(report(None, Role::Head, Role::Head, table)?);
+    }
+    Ok(Plan { config, matrices, file_bytes: checkpoint.file_bytes(), kv, weights })
+}
+
+/// `[n, k]` of a matrix inside a block.
+fn shape(role: Role, config: &Config, block: &BlockSpec) -> [usize; 2] {
+    let (queries, keys) = (block.heads * block.head_dim, block.kv_heads * block.head_dim);
+    match role {
+        Role::Embedding | Role::Head => [config.vocab, config.hidden],
+        Role::Query => [queries, config.hidden],
+        Role::Key | Role::Value => [keys, config.hidden],
+        Role::AttentionOutput => [config.hidden, queries],
+        Role::Gate | Role::Up => [block.intermediate, config.hidden],
+        Role::Down => [config.hidden, block.intermediate],
+    }
+}
+
+impl Plan {
+    /// Bytes of packed weights that stay in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        self.matrices.iter().map(|matrix| matrix.bytes as u64).sum()
+    }
+
+    /// The matrices that a pass with logits multiplies: all but an embedding that is not also the head.
+    fn multiplied(&self) -> impl Iterator<Item = &MatrixReport> {
+        self.matrices.iter().filter(|matrix| matrix.role != Role::Embedding)
+    }
+
+    /// Bytes of weights that one decoded token reads when it is alone in its pass.
+    pub fn bytes_per_token(&self) -> u64 {
+        self.multiplied().map(|matrix| matrix.bytes as u64).sum()
+    }
+
+    /// Bytes of keys and values that one token of context takes, in all layers.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        Cache::page_bytes(&self.config, self.kv.resolve(self.weights)) / PAGE as u64
+    }
+
+    /// Multiplications and additions of the blocks' matrices for one prompt token (the head sees the last one only).
+    pub fn operations_per_token(&self) -> u64 {
+        let in_blocks = self.matrices.iter().filter(|matrix| matrix.layer.is_some());
+        in_blocks.map(|matrix| 2 * matrix.rows as u64 * matrix.columns as u64).sum()
+    }
+}

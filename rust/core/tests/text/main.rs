@@ -1,0 +1,8 @@
+//! Tests of tokenizers, chat templates and the text that comes out while it is generated.
+
+mod detokenizer;
+mod hostile_templates;
+mod malformed_tokenizers;
+mod shared;
+mod templates;
+mod tokenizers;

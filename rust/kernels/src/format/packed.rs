@@ -1,0 +1,127 @@
+//! [`PackedMatrix`]: one weight matrix in kernel order.
+
+use super::layout::{self, Layout, Records, TILE, load_float};
+use super::{FloatType, Format, Offset, Precision};
+use crate::memory::AlignedBytes;
+
+/// A weight matrix `(n, k)` = (outputs, inputs), packed once into the order in which the kernels read it.
+///
+/// ```
+/// use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackedMatrix, Precision};
+/// let format = Format::Integer { bits: Bits::Four, group: 32, offset: Offset::Minimum, scale: FloatType::F16 };
+/// let matrix = PackedMatrix::quantize(3, 64, format, Precision::A16, |n, row| {
+///     row.iter_mut().enumerate().for_each(|(k, w)| *w = (n * 64 + k) as f32 / 192.0);
+///     Ok::<(), std::convert::Infallible>(())
+/// })?;
+/// let mut row = [0.0; 64];
+/// matrix.row(2, &mut row);
+/// assert!((row[63] - 191.0 / 192.0).abs() < 0.01);
+/// # Ok::<(), farthing_kernels::format::PackError<std::convert::Infallible>>(())
+/// ```
+#[derive(Debug)]
+pub struct PackedMatrix {
+    pub(super) layout: Layout,
+    pub(super) precision: Precision,
+    pub(super) bytes: AlignedBytes,
+}
+
+impl PackedMatrix {
+    /// Outputs, n.
+    pub fn rows(&self) -> usize {
+        self.layout.n
+    }
+
+    /// Inputs, k.
+    pub fn columns(&self) -> usize {
+        self.layout.k
+    }
+
+    /// What the stored bytes mean.
+    pub fn format(&self) -> Format {
+        self.layout.format
+    }
+
+    /// Precision of the activations in products with this matrix.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Bytes of the panels: what one product reads.
+    pub fn nbytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The bytes of `panel`.
+    pub(crate) fn panel(&self, panel: usize) -> &[u8] {
+        let start = self.layout.panel_start(panel);
+        &self.bytes[start..start + self.layout.panel_bytes(self.layout.tiles(panel))]
+    }
+
+    /// Dequantises row `n` into `out: (k,)`.
+    ///
+    /// `scale * (code - offset)` rounds once; `scale * code + minimum` is one fused multiply-add. For the scales of the
+    /// GGUF formats the product is exact, so both equal the reference dequantisers bit for bit.
+    ///
+    /// # Panics
+    /// When `n` or the length of `out` is wrong.
+    pub fn row(&self, n: usize, out: &mut [f32]) {
+        assert!(n < self.layout.n, "row {n} of {}", self.layout.n);
+        assert_eq!(out.len(), self.layout.k, "length of a dequantised row");
+        let (panel, row) = (n / layout::PANEL, n % layout::PANEL);
+        let bytes = self.panel(panel);
+        let tiles = self.layout.tiles(panel);
+        match self.layout.format {
+            Format::Float(FloatType::F32) => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = load_float(bytes, FloatType::F32, k * tiles * TILE + row);
+                }
+            }
+            Format::Float(kind) => {
+                for (k, out) in out.iter_mut().enumerate() {
+                    *out = load_float(bytes, kind, half_index(tiles, row, k));
+                }
+            }
+            Format::Integer { group, .. } => {
+                let records = self.layout.records(tiles);
+                for (g, out) in out.chunks_mut(group).enumerate() {
+                    dequantize_group(&bytes[records.start(g)..], &records, records.steps(g), row, out);
+                }
+            }
+        }
+    }
+
+    /// All rows dequantised, `(n, k)` row-major.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.layout.n * self.layout.k];
+        out.chunks_exact_mut(self.layout.k).enumerate().for_each(|(n, row)| self.row(n, row));
+        out
+    }
+}
+
+/// Index of the 16-bit float of `row` and input `k` in a panel of `tiles` tiles.
+pub(crate) fn half_index(tiles: usize, row: usize, k: usize) -> usize {
+    ((k / 2 * tiles + row / TILE) * TILE + row % TILE) * 2 + k % 2
+}
+
+fn dequantize_group(record: &[u8], records: &Records, steps: usize, row: usize, out: &mut [f32]) {
+    let scale = load_float(&record[records.scales(steps)..], records.scale, row);
+    let offsets = &record[records.offsets(steps)..];
+    let code = |i: usize| {
+        let (at, shift) = records.code(row, i);
+        f32::from(record[at] >> shift & records.bits.maximum())
+    };
+    match records.offset {
+        Offset::Symmetric | Offset::ZeroPoint => {
+            let zero = if records.offset == Offset::ZeroPoint { offsets[row] } else { records.bits.bias() };
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = scale * (code(i) - f32::from(zero)));
+        }
+        Offset::Minimum => {
+            let minimum = load_float(offsets, records.scale, row);
+            out.iter_mut().enumerate().for_each(|(i, out)| *out = scale.mul_add(code(i), minimum));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What packs and what is refused, and the error of plain rounding on Gaussian weights.
+
+use std::convert::Infallible;
+
+use super::*;
+
+const INT4: Format = Format::Integer { bits: Bits::Four, group: 32, offset: Offset::Symmetric, scale: FloatType::F16 };
+
+fn with_offset(offset: Offset) -> Format {
+    Format::Integer { bits: Bits::Four, group: 32, offset, scale: FloatType::F16 }
+}
+
+/// Packs 3 × 40 with one change to row 1.
+fn pack(format: Format, change: impl Fn(&mut RowCodes) + Sync) -> Result<PackedMatrix, PackError<&'static str>> {
+    PackedMatrix::pack_codes(3, 40, format, Precision::A16, |n, row| {
+        row.scales.fill(0.5);
+        if n == 1 {
+            change(row);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn each_fault_has_its_error() {
+    type Change = fn(&mut RowCodes);
+    let cases: [(Offset, Change, &str); 10] = [
+        (Offset::Symmetric, |row| row.codes[39] = 16, "row 1, input 39: got code 16, expected at most 15"),
+        (Offset::Symmetric, |row| row.scales[1] = f32::NAN, "row 1, group 1: got scale NaN, expected a finite F16"),
+        (
+            Offset::Symmetric,
+            |row| row.scales[0] = f32::INFINITY,
+            "row 1, group 0: got scale inf, expected a finite F16",
+        ),
+        (Offset::Symmetric, |row| row.scales[0] = 0.1, "row 1, group 0: got scale 0.1, expected a finite F16"),
+        (Offset::Symmetric, |row| row.codes.truncate(39), "row 1: got 39 codes, expected 40"),
+        (Offset::Symmetric, |row| row.offsets.push(1.0), "row 1: got 1 offsets, expected 0"),
+        (
+            Offset::ZeroPoint,
+            |row| row.offsets[1] = 16.0,
+            "row 1, group 1: got zero point 16, expected an integer in 0..=15",
+        ),
+        (
+            Offset::ZeroPoint,
+            |row| row.offsets[1] = 1.5,
+            "row 1, group 1: got zero point 1.5, expected an integer in 0..=15",
+        ),
+        (Offset::Minimum, |row| row.offsets[1] = f32::NAN, "row 1, group 1: got minimum NaN, expected a finite F16"),
+        (Offset::Minimum, |row| row.scales.push(1.0), "row 1: got 3 scales, expected 2"),
+    ];
+    for (offset, change, message) in cases {
+        assert_eq!(pack(with_offset(offset), change).unwrap_err().to_string(), message);
+    }
+    assert!(pack(INT4, |_| ()).is_ok());
+}
+
+#[test]
+fn impossible_matrices_are_errors() {
+    let fill = |_: usize, _: &mut RowCodes| Ok::<(), Infallible>(());
+    let pack = |n, k, format| PackedMatrix::pack_codes(n, k, format, Precision::A8, fill).unwrap_err();
+    assert_eq!(pack(0, 32, INT4), PackError::Shape { n: 0, k: 32 });
+    assert_eq!(pack(32, 0, INT4), PackError::Shape { n: 32, k: 0 });
+    assert_eq!(pack(usize::MAX, 32, INT4), PackError::Shape { n: usize::MAX, k: 32 });
+    assert_eq!(pack(1 << 40, 1 << 30, INT4), PackError::Shape { n: 1 << 40, k: 1 << 30 });
+    assert!(matches!(pack(1 << 30, 1 << 26, INT4), PackError::OutOfMemory(_)));
+    let float = Format::Float(FloatType::F32);
+    assert_eq!(pack(1, 1, float), PackError::NotInteger { got: float });
+    let group = Format::Integer { bits: Bits::Four, group: 48, offset: Offset::Symmetric, scale: FloatType::F16 };
+    assert_eq!(pack(1, 1, group), PackError::Group { got: 48 });
+}
+
+#[test]
+fn the_error_of_a_source_comes_through() {
+    let packed =
+        PackedMatrix::pack_codes(100, 8, INT4, Precision::A8, |n, _| if n == 70 { Err("row 70") } else { Ok(()) });
+    assert_eq!(packed.unwrap_err(), PackError::Source("row 70"));
+    let packed = PackedMatrix::quantize(4, 8, INT4, Precision::A8, |_, row| {
+        row[5] = f32::NAN;
+        Ok::<(), Infallible>(())
+    });
+    assert!(matches!(packed.unwrap_err(), PackError::Weight { column: 5, .. }));
+}
+
+#[test]
+fn a_range_beyond_the_scale_type_is_an_error() {
+    let packed = PackedMatrix::quantize(1, 8, INT4, Precision::A8, |_, row| {
+        row[0] = 1e9;
+        Ok::<(), Infallible>(())
+    });
+    assert!(matches!(packed.unwrap_err(), PackError::Scale { row: 0, group: 0, .. }));
+}
+
+#[test]
+fn floats_round_trip_in_their_type() {
+    for kind in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+        let value = |n: usize, k: usize| (n as f32 - 40.0) * 0.37 + k as f32 * 1.13;
+        let packed = PackedMatrix::pack_float(70, 33, kind, |n, row| {
+            row.iter_mut().enumerate().for_each(|(k, w)| *w = value(n, k));
+            Ok::<(), Infallible>(())
+        });
+        for (i, w) in packed.unwrap().dequantize().into_iter().enumerate() {
+            assert_eq!(w, kind.round(value(i / 33, i % 33)));
+        }
+    }
+}
+
+/// Relative RMS errors of round-to-nearest int4 on N(0, 1), in percent.
+#[test]
+fn rounding_errors_are_those_of_the_literature() {
+    let symmetric = [(32, 9.7), (64, 10.8), (128, 11.7)].map(|case| (Offset::Symmetric, case));
+    let zero_point = [(32, 8.1), (64, 9.1), (128, 10.1)].map(|case| (Offset::ZeroPoint, case));
+    // A float minimum does not clip the extremes as a rounded zero point does.
+    let minimum = [(32, 7.83), (64, 8.9), (128, 9.9)].map(|case| (Offset::Minimum, case));
+    for (offset, (group, expected)) in [symmetric, zero_point, minimum].into_iter().flatten() {
+        let (n, k) = (256, 4096);
+        let format = Format::Integer { bits: Bits::Four, group, offset, scale: FloatType::F16 };
+        let fill = |n: usize, row: &mut [f32]| {
+            let mut state = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut uniform = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((state >> 33) as f64 + 0.5) / (1u64 << 31) as f64
+            };
+            for w in row {
+                *w = ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32;
+            }
+            Ok::<(), Infallible>(())
+        };
+        let packed = PackedMatrix::quantize(n, k, format, Precision::A16, fill).unwrap();
+        let (mut error, mut norm) = (0.0, 0.0);
+        let (mut exact, mut got) = (vec![0.0; k], vec![0.0; k]);
+        for n in 0..n {
+            let _ = fill(n, &mut exact);
+            packed.row(n, &mut got);
+            for (&got, &exact) in got.iter().zip(&exact) {
+                error += f64::from(got - exact).powi(2);
+                norm += f64::from(exact).powi(2);
+            }
+        }
+        let percent = 100.0 * (error / norm).sqrt();
+        assert!((percent / expected - 1.0).abs() < 0.02, "{offset:?} g{group}: {percent:.2} %, expected {expected} %");
+    }
+}

@@ -1,0 +1,237 @@
+//! Who computes which part of a region's outputs. The partition never changes a bit of them.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::input::Input;
+use super::{float, scalar};
+use crate::activation::{Activation, activate_multiply_with};
+use crate::format::layout::{PANEL, TILE};
+use crate::format::{Format, PackedMatrix, Precision};
+use crate::isa::Isa;
+use crate::pool::{Disjoint, Pool};
+
+/// Rows of x whose outputs for a panel stay in the first-level cache together.
+const CHUNK: usize = 48;
+/// Up to this many rows, threads stream contiguous, equally large parts of the weights; above, they take small units in
+/// turn, so that neither few panels nor a busy neighbour leave a thread idle.
+const STREAM: usize = 16;
+/// Tiles of a unit.
+const UNIT: usize = 2;
+const TILES: usize = PANEL / TILE;
+
+/// The second matrix of a gated product.
+pub(super) struct Gated<'a> {
+    pub(super) up: &'a PackedMatrix,
+    pub(super) activation: Activation,
+}
+
+/// One output of a region.
+pub(super) struct Target<'a> {
+    pub(super) matrix: &'a PackedMatrix,
+    pub(super) gated: Option<Gated<'a>>,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) add: bool,
+    pub(super) out: Disjoint<'a, f32>,
+}
+
+impl Target<'_> {
+    fn matrices(&self) -> impl Iterator<Item = &PackedMatrix> {
+        std::iter::once(self.matrix).chain(self.gated.as_ref().map(|gated| gated.up))
+    }
+
+    /// Bytes behind one tile of outputs.
+    fn cost(&self) -> usize {
+        self.matrices().map(PackedMatrix::nbytes).sum::<usize>() / self.matrix.layout().all_tiles()
+    }
+}
+
+#[repr(align(64))]
+struct Block([f32; CHUNK * PANEL]);
+
+/// The outputs of one chunk and panel before they are stored.
+struct Scratch {
+    y: Block,
+    up: Block,
+    widened: float::Widened,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
+        y: Block([0.0; CHUNK * PANEL]),
+        up: Block([0.0; CHUNK * PANEL]),
+        widened: float::Widened::default(),
+    }));
+}
+
+/// Runs all `targets` in one parallel region.
+pub(super) fn drive(pool: &Pool, x: &[f32], m: usize, input: &Input, targets: &[Target<'_>]) {
+    for target in targets {
+        check(target, x, m, input);
+    }
+    let region = Region { x, input, isa: input.isa() };
+    if m <= STREAM {
+        let total: usize = targets.iter().map(|target| target.cost() * target.matrix.layout().all_tiles()).sum();
+        pool.run(|thread| {
+            let (from, to) = (total * thread / pool.threads(), total * (thread + 1) / pool.threads());
+            let mut base = 0;
+            for target in targets {
+                let (tiles, cost) = (target.matrix.layout().all_tiles(), target.cost());
+                let bound = |position: usize| ((position.saturating_sub(base) + cost / 2) / cost).min(tiles);
+                region.stream(target, bound(from)..bound(to), 0..m);
+                base += tiles * cost;
+            }
+        });
+    } else {
+        let units: usize = targets.iter().map(|target| target.matrix.layout().all_tiles().div_ceil(UNIT)).sum();
+        let next = AtomicUsize::new(0);
+        pool.run(|_| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let first = index / units * CHUNK;
+                if first >= m {
+                    return;
+                }
+                let mut unit = index % units;
+                for target in targets {
+                    let tiles = target.matrix.layout().all_tiles();
+                    if unit < tiles.div_ceil(UNIT) {
+                        let tiles = unit * UNIT..(unit * UNIT + UNIT).min(tiles);
+                        region.stream(target, tiles, first..(first + CHUNK).min(m));
+                        break;
+                    }
+                    unit -= tiles.div_ceil(UNIT);
+                }
+            }
+        });
+    }
+}
+
+fn check(target: &Target<'_>, x: &[f32], m: usize, input: &Input) {
+    let (n, k) = (target.matrix.rows(), target.matrix.columns());
+    assert_eq!(x.len(), m * k, "length of x: ({m}, {k})");
+    assert_eq!(target.out.len(), m * n, "length of out: ({m}, {n})");
+    assert!(target.bias.is_none_or(|bias| bias.len() == n), "length of a bias: {n}");
+    for matrix in target.matrices() {
+        assert_eq!((matrix.rows(), matrix.columns()), (n, k), "shapes of gate and up");
+        // Panics when the input was not prepared for this matrix.
+        let _ = input.plane(matrix, m);
+    }
+}
+
+struct Region<'a> {
+    x: &'a [f32],
+    input: &'a Input,
+    isa: Isa,
+}
+
+impl Region<'_> {
+    /// The outputs of `tiles` (of the whole matrix) for the rows `tokens`.
+    fn stream(&self, target: &Target<'_>, tiles: Range<usize>, tokens: Range<usize>) {
+        if tiles.is_empty() {
+            return;
+        }
+        SCRATCH.with_borrow_mut(|scratch| {
+            for panel in tiles.start / TILES..tiles.end.div_ceil(TILES) {
+                let first = panel * TILES;
+                let inside = tiles.start.saturating_sub(first)..(tiles.end - first).min(TILES);
+                for chunk in tokens.clone().step_by(CHUNK) {
+                    self.block(target, panel, inside.clone(), chunk..(chunk + CHUNK).min(tokens.end), scratch);
+                }
+            }
+        });
+    }
+
+    fn block(
+        &self,
+        target: &Target<'_>,
+        panel: usize,
+        tiles: Range<usize>,
+        tokens: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let width = tiles.len() * TILE;
+        let n = target.matrix.rows();
+        let first = panel * PANEL + tiles.start * TILE;
+        let rows = first..(first + width).min(n);
+        for token in tokens.clone() {
+            // Rows of `out` lie far apart: fetched now, they arrive while the product runs.
+            prefetch(&target.out, token * n + rows.start..token * n + rows.end);
+        }
+        let y = &mut scratch.y.0[..tokens.len() * width];
+        self.product(target.matrix, panel, tiles.clone(), tokens.clone(), y, &mut scratch.widened);
+        if let Some(gated) = &target.gated {
+            let up = &mut scratch.up.0[..tokens.len() * width];
+            self.product(gated.up, panel, tiles.clone(), tokens.clone(), up, &mut scratch.widened);
+            activate_multiply_with(self.isa, gated.activation, y, up);
+        }
+        for (token, y) in tokens.zip(y.chunks_exact(width)) {
+            // SAFETY: the partition gives each (token, tile) to one thread.
+            let out = unsafe { target.out.slice(token * n + rows.start..token * n + rows.end) };
+            store(out, y, target.bias.map(|bias| &bias[rows.clone()]), target.add);
+        }
+    }
+
+    /// `y = x · Wᵀ` for `tiles` of `panel` and the rows `tokens`; `y: (tokens, tiles * 16)`.
+    fn product(
+        &self,
+        matrix: &PackedMatrix,
+        panel: usize,
+        tiles: Range<usize>,
+        tokens: Range<usize>,
+        y: &mut [f32],
+        widened: &mut float::Widened,
+    ) {
+        y.fill(0.0);
+        let layout = matrix.layout();
+        let bytes = matrix.panel(panel);
+        let (Format::Integer { .. }, Precision::A8 | Precision::A16) = (matrix.format(), matrix.precision()) else {
+            let x = &self.x[tokens.start * layout.k..tokens.end * layout.k];
+            return float::product(self.isa, layout, bytes, layout.tiles(panel), tiles, x, y, widened);
+        };
+        let records = layout.records(layout.tiles(panel));
+        let plane = self.input.plane(matrix, self.x.len() / layout.k).expect("checked: the plane is there");
+        match self.isa {
+            Isa::Scalar => scalar::integer(&records, bytes, tiles, plane, tokens, y),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `prepare` has checked that the CPU has the level; shapes are those of the layout and the plane.
+            Isa::Avx2 => unsafe { super::x86_64::avx2::integer(&records, bytes, tiles, plane, tokens, y) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Vnni => unsafe { super::x86_64::avx512::integer(&records, bytes, tiles, plane, tokens, y) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512Vnni => unreachable!("an unavailable level"),
+        }
+    }
+}
+
+/// Asks for the cache lines of `range`.
+fn prefetch(out: &Disjoint<'_, f32>, range: Range<usize>) {
+    // SAFETY: the partition gives each (token, tile) to one thread.
+    let out = unsafe { out.slice(range) };
+    for line in out.chunks(TILE) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint and reads nothing.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
+    }
+}
+
+/// `out = y + bias`, or `out += y + bias`.
+fn store(out: &mut [f32], y: &[f32], bias: Option<&[f32]>, add: bool) {
+    match (bias, add) {
+        (None, false) => {
+            // Whole tiles are copied in place; a call for so few bytes would cost more than the copy.
+            let (whole, rest) = out.as_chunks_mut::<TILE>();
+            whole.iter_mut().zip(y.as_chunks::<TILE>().0).for_each(|(out, y)| *out = *y);
+            rest.iter_mut().zip(&y[whole.len() * TILE..]).for_each(|(out, y)| *out = *y);
+        }
+        (None, true) => out.iter_mut().zip(y).for_each(|(out, y)| *out += y),
+        (Some(bias), false) => out.iter_mut().zip(y).zip(bias).for_each(|((out, y), bias)| *out = y + bias),
+        (Some(bias), true) => out.iter_mut().zip(y).zip(bias).for_each(|((out, y), bias)| *out += y + bias),
+    }
+}

@@ -1,0 +1,370 @@
+//! Every level equals the specification bit for bit, whatever the rows and threads, and the specification is accurate.
+
+use std::convert::Infallible;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::activation::activate_multiply;
+use crate::format::{Bits, FloatType, Format, Offset, Precision, RowCodes};
+use crate::isa::Isa;
+
+/// Relative L2 error of a product against the f64 product of the dequantised weights, for Gaussian activations and
+/// groups of at most 128: budgets of each precision.
+const A8_ERROR: f64 = 8e-3;
+const A16_ERROR: f64 = 1e-4;
+const F32_ERROR: f64 = 3e-6;
+
+const OFFSETS: [Offset; 3] = [Offset::Symmetric, Offset::ZeroPoint, Offset::Minimum];
+const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
+const PRECISIONS: [Precision; 3] = [Precision::A8, Precision::A16, Precision::F32];
+
+/// Reproducible numbers for tests: splitmix64.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in 0..1.
+    fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn normal(&mut self) -> f32 {
+        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        (radius * (std::f64::consts::TAU * self.uniform()).cos()) as f32
+    }
+
+    fn normals(&mut self, length: usize) -> Vec<f32> {
+        (0..length).map(|_| self.normal()).collect()
+    }
+}
+
+fn integer(bits: Bits, group: usize, offset: Offset, scale: FloatType) -> Format {
+    Format::Integer { bits, group, offset, scale }
+}
+
+/// Random codes, scales and offsets over their whole ranges.
+fn random(n: usize, k: usize, format: Format, precision: Precision, seed: u64) -> PackedMatrix {
+    let noise = |n: usize| Noise(seed ^ (n as u64) << 32);
+    let packed = match format {
+        Format::Float(kind) => PackedMatrix::pack_float(n, k, kind, |n, row| {
+            row.copy_from_slice(&noise(n).normals(k));
+            Ok::<(), Infallible>(())
+        }),
+        Format::Integer { bits, offset, scale, .. } => PackedMatrix::pack_codes(n, k, format, precision, |n, row| {
+            let mut noise = noise(n);
+            let top = u64::from(bits.maximum()) + 1;
+            row.codes.iter_mut().for_each(|code| *code = (noise.next() % top) as u8);
+            row.scales.iter_mut().for_each(|s| *s = scale.round(noise.normal() * 0.01));
+            for value in &mut row.offsets {
+                *value = match offset {
+                    Offset::ZeroPoint => (noise.next() % top) as f32,
+                    _ => scale.round(noise.normal()),
+                };
+            }
+            Ok::<(), Infallible>(())
+        }),
+    };
+    packed.unwrap()
+}
+
+fn product(isa: Isa, threads: usize, x: &[f32], m: usize, matrix: &PackedMatrix) -> Vec<f32> {
+    let pool = Pool::new(threads);
+    let mut input = Input::new();
+    input.prepare_with(isa, &pool, x, m, matrix.columns(), &[matrix]);
+    let mut out = vec![f32::NAN; m * matrix.rows()];
+    matmul(&pool, x, m, &input, &mut [Job { matrix, bias: None, add: false, out: &mut out }]);
+    out
+}
+
+fn levels() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.available())
+}
+
+#[track_caller]
+fn assert_same(got: &[f32], expected: &[f32], what: &dyn std::fmt::Debug) {
+    assert_eq!(got.len(), expected.len());
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+        assert!(same, "{what:?}: output {i}: got {got}, expected {expected}");
+    }
+}
+
+/// Every level and thread count against the scalar one; every row against the row alone.
+fn check(n: usize, k: usize, format: Format, precision: Precision, rows: &[usize], threads: &[usize], seed: u64) {
+    let matrix = random(n, k, format, precision, seed);
+    let most = rows.iter().copied().max().unwrap();
+    let x = Noise(seed).normals(most * k);
+    let expected = product(Isa::Scalar, 1, &x, most, &matrix);
+    for isa in levels() {
+        for &m in rows {
+            for &threads in threads {
+                let got = product(isa, threads, &x[..m * k], m, &matrix);
+                assert_same(&got, &expected[..m * n], &(isa, threads, m, n, k, format, precision));
+            }
+        }
+    }
+    let last = product(Isa::Scalar, 1, &x[(most - 1) * k..], 1, &matrix);
+    assert_same(&last, &expected[(most - 1) * n..], &("alone", n, k, format, precision));
+}
+
+fn formats() -> impl Iterator<Item = (Format, Precision)> {
+    let floats = FLOATS.into_iter().map(|kind| (Format::Float(kind), Precision::F32));
+    let mut integers = Vec::new();
+    for bits in [Bits::Four, Bits::Eight] {
+        for offset in OFFSETS {
+            for (group, scale) in
+                [(16, FloatType::F32), (32, FloatType::F16), (64, FloatType::F16), (128, FloatType::Bf16)]
+            {
+                integers.extend(PRECISIONS.map(|precision| (integer(bits, group, offset, scale), precision)));
+            }
+        }
+    }
+    floats.chain(integers)
+}
+
+#[test]
+fn every_level_equals_scalar_for_every_row_count_and_tail() {
+    const ROWS: [usize; 10] = [1, 2, 3, 4, 5, 6, 7, 8, 13, 33];
+    for (format, precision) in formats() {
+        check(65, 96, format, precision, &ROWS, &[1], 1);
+        for (n, k) in [(1, 16), (15, 32), (16, 40), (17, 96), (63, 40), (64, 576), (130, 100), (97, 16), (113, 264)] {
+            check(n, k, format, precision, &[1, 5, 33], &[1, 2, 3], 2);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn every_level_equals_scalar_on_any_shape(
+        n in 1usize..150,
+        k in 1usize..300,
+        m in 1usize..70,
+        threads in 1usize..4,
+        choice in 0usize..75,
+        seed in any::<u64>(),
+    ) {
+        let all: Vec<_> = formats().collect();
+        let (format, precision) = all[choice % all.len()];
+        check(n, k, format, precision, &[1, m], &[threads], seed);
+    }
+}
+
+#[test]
+fn extremes_are_exact_and_alike() {
+    let k = 144;
+    let mut one_hot = vec![0.0; k];
+    one_hot[77] = -3.0;
+    let mut signs = vec![8.0; k];
+    signs.iter_mut().step_by(3).for_each(|x| *x = -8.0);
+    let mut tiny = vec![f32::MIN_POSITIVE / 8.0; k];
+    tiny[3] = 0.0;
+    let rows = [vec![0.0; k], vec![1e30; k], vec![-1e30; k], signs, one_hot, tiny, vec![f32::MAX; k]];
+    for bits in [Bits::Four, Bits::Eight] {
+        for offset in OFFSETS {
+            for precision in PRECISIONS {
+                for (code, zero) in [(0, 0), (0, bits.maximum()), (bits.maximum(), 0), (bits.maximum(), bits.maximum())]
+                {
+                    let format = integer(bits, 128, offset, FloatType::F32);
+                    let matrix = PackedMatrix::pack_codes(70, k, format, precision, |_, row| {
+                        row.codes.fill(code);
+                        row.scales.fill(1e-3);
+                        row.offsets.fill(f32::from(zero));
+                        Ok::<(), Infallible>(())
+                    });
+                    let matrix = matrix.unwrap();
+                    for m in [1, rows.len()] {
+                        for first in 0..=rows.len() - m {
+                            let x = rows[first..first + m].concat();
+                            let expected = product(Isa::Scalar, 1, &x, m, &matrix);
+                            for isa in levels() {
+                                let got = product(isa, 1, &x, m, &matrix);
+                                assert_same(&got, &expected, &(isa, format, precision, code, zero, first));
+                            }
+                        }
+                    }
+                    let zeros = product(Isa::Scalar, 1, &rows[0], 1, &matrix);
+                    assert!(zeros.iter().all(|&y| y == 0.0), "a row of zeros gives {zeros:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_bad_activation_spoils_its_own_row_only() {
+    for (format, precision) in formats() {
+        let (n, k, m) = (33, 72, 5);
+        let matrix = random(n, k, format, precision, 9);
+        let good = Noise(3).normals(m * k);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = good.clone();
+            x[2 * k + 70] = bad;
+            for isa in levels() {
+                let (got, expected) = (product(isa, 1, &x, m, &matrix), product(isa, 1, &good, m, &matrix));
+                for row in 0..m {
+                    let range = row * n..(row + 1) * n;
+                    if row == 2 {
+                        let what = (isa, format, precision, bad);
+                        assert!(got[range].iter().all(|y| !y.is_finite()), "{what:?}");
+                    } else {
+                        assert_same(&got[range.clone()], &expected[range], &(isa, format, precision, bad));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_accurate() {
+    let (n, k, m) = (40, 1024, 3);
+    let x = Noise(5).normals(m * k);
+    for (format, precision) in formats() {
+        let matrix = match format {
+            Format::Float(_) => random(n, k, format, precision, 6),
+            Format::Integer { .. } => PackedMatrix::quantize(n, k, format, precision, |n, row| {
+                row.copy_from_slice(&Noise(n as u64).normals(k));
+                Ok::<(), Infallible>(())
+            })
+            .unwrap(),
+        };
+        let (weights, got) = (matrix.dequantize(), product(Isa::Scalar, 1, &x, m, &matrix));
+        let (mut error, mut norm) = (0.0, 0.0);
+        for (i, got) in got.iter().enumerate() {
+            let (w, x) = (&weights[i % n * k..][..k], &x[i / n * k..][..k]);
+            let exact: f64 = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum();
+            error += (f64::from(*got) - exact).powi(2);
+            norm += exact * exact;
+        }
+        let budget = match precision {
+            Precision::A8 => A8_ERROR,
+            Precision::A16 => A16_ERROR,
+            Precision::F32 => F32_ERROR,
+        };
+        let error = (error / norm).sqrt();
+        assert!(error < budget, "{format:?} {precision:?}: error {error}, budget {budget}");
+    }
+}
+
+#[test]
+fn jobs_share_a_region_with_bias_and_addition() {
+    let (k, m) = (96, 7);
+    let x = Noise(1).normals(m * k);
+    let format = integer(Bits::Four, 32, Offset::Minimum, FloatType::F16);
+    let a = random(70, k, format, Precision::A16, 1);
+    let b = random(200, k, integer(Bits::Eight, 64, Offset::Symmetric, FloatType::F16), Precision::A8, 2);
+    let c = random(5, k, Format::Float(FloatType::Bf16), Precision::F32, 3);
+    let bias = Noise(4).normals(200);
+    for m in [1, 7, 40] {
+        let x: Vec<f32> = x.iter().copied().cycle().take(m * k).collect();
+        for threads in [1, 2, 3, 8] {
+            let pool = Pool::new(threads);
+            let mut input = Input::new();
+            input.prepare(&pool, &x, m, k, &[&a, &b, &c]);
+            let (mut ya, mut yb, mut yc) = (vec![1.5; m * 70], vec![2.5; m * 200], vec![f32::NAN; m * 5]);
+            let mut jobs = [
+                Job { matrix: &a, bias: None, add: true, out: &mut ya },
+                Job { matrix: &b, bias: Some(&bias), add: true, out: &mut yb },
+                Job { matrix: &c, bias: Some(&bias[..5]), add: false, out: &mut yc },
+            ];
+            matmul(&pool, &x, m, &input, &mut jobs);
+            let expected: Vec<f32> = product(Isa::Scalar, 1, &x, m, &a).iter().map(|y| 1.5 + y).collect();
+            assert_same(&ya, &expected, &"add");
+            let biased =
+                product(Isa::Scalar, 1, &x, m, &b).into_iter().enumerate().map(|(i, y)| 2.5 + (y + bias[i % 200]));
+            assert_same(&yb, &biased.collect::<Vec<_>>(), &"bias and add");
+            let biased = product(Isa::Scalar, 1, &x, m, &c).into_iter().enumerate().map(|(i, y)| y + bias[i % 5]);
+            assert_same(&yc, &biased.collect::<Vec<_>>(), &"bias");
+        }
+    }
+}
+
+#[test]
+fn gated_equals_its_parts() {
+    let (n, k) = (104, 64);
+    let format = integer(Bits::Four, 32, Offset::Minimum, FloatType::F16);
+    let gate = random(n, k, format, Precision::A16, 1);
+    let up = random(n, k, integer(Bits::Eight, 16, Offset::Symmetric, FloatType::F32), Precision::A8, 2);
+    for m in [1, 3, 50] {
+        let x = Noise(8).normals(m * k);
+        let (mut expected, multiplier) = (product(Isa::Scalar, 1, &x, m, &gate), product(Isa::Scalar, 1, &x, m, &up));
+        activate_multiply(Activation::Silu, &mut expected, &multiplier);
+        for isa in levels() {
+            for threads in [1, 2, 3] {
+                let pool = Pool::new(threads);
+                let (mut input, mut out) = (Input::new(), vec![f32::NAN; m * n]);
+                input.prepare_with(isa, &pool, &x, m, k, &[&gate, &up]);
+                gated(&pool, &x, m, &input, &gate, &up, Activation::Silu, &mut out);
+                assert_same(&out, &expected, &(isa, threads, m));
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "not prepared for this matrix")]
+fn a_product_without_its_input_panics() {
+    let a = random(16, 32, integer(Bits::Four, 32, Offset::Symmetric, FloatType::F16), Precision::A16, 1);
+    let b = random(16, 32, integer(Bits::Four, 32, Offset::Symmetric, FloatType::F16), Precision::A8, 1);
+    let (pool, mut input, mut out) = (Pool::new(1), Input::new(), vec![0.0; 16]);
+    let x = vec![1.0; 32];
+    input.prepare(&pool, &x, 1, 32, &[&a]);
+    matmul(&pool, &x, 1, &input, &mut [Job { matrix: &b, bias: None, add: false, out: &mut out }]);
+}
+
+#[test]
+fn self_tests_pass_on_every_level() {
+    let tests = self_tests();
+    assert_eq!(tests.len(), 21 * levels().count());
+    for test in tests {
+        assert!(test.passed, "{test:?}");
+    }
+    for isa in levels() {
+        self_test(isa).unwrap();
+    }
+}
+
+/// Codes that `RowCodes` can't hold are refused; what it holds comes back.
+#[test]
+fn rows_come_back_as_they_were_packed() {
+    for (format, precision) in formats() {
+        let Format::Integer { bits, group, offset, scale } = format else { continue };
+        let (n, k) = (67, 100);
+        let matrix = random(n, k, format, precision, 4);
+        let mut rows: Vec<RowCodes> = Vec::new();
+        for n in 0..n {
+            let mut noise = Noise(4 ^ (n as u64) << 32);
+            let top = u64::from(bits.maximum()) + 1;
+            let groups = k.div_ceil(group);
+            let codes = (0..k).map(|_| (noise.next() % top) as u8).collect();
+            let scales = (0..groups).map(|_| scale.round(noise.normal() * 0.01)).collect();
+            let offsets = (0..groups).map(|_| match offset {
+                Offset::ZeroPoint => (noise.next() % top) as f32,
+                _ => scale.round(noise.normal()),
+            });
+            rows.push(RowCodes { codes, scales, offsets: offsets.collect() });
+        }
+        let got = matrix.dequantize();
+        for (n, row) in rows.iter().enumerate() {
+            for k in 0..k {
+                let (code, scale, stored) = (f32::from(row.codes[k]), row.scales[k / group], row.offsets[k / group]);
+                let expected = match offset {
+                    Offset::Symmetric => scale * (code - f32::from(bits.bias())),
+                    Offset::ZeroPoint => scale * (code - stored),
+                    Offset::Minimum => scale.mul_add(code, stored),
+                };
+                assert_eq!(got[n * 100 + k].to_bits(), expected.to_bits(), "{format:?} ({n}, {k})");
+            }
+        }
+    }
+}
