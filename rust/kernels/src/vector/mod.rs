@@ -74,6 +74,9 @@ pub(crate) trait Simd: Arithmetic {
     /// Correctly rounded from unsigned integers.
     fn of_u32(self, x: &[u32; LANES]) -> Self::F;
 
+    /// Runs `kernel` in a function of its own, which has all registers to itself.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
+
     /// Up to [`LANES`] floats; the other lanes are zero.
     #[inline(always)]
     fn load_part(self, x: &[f32]) -> Self::F {
@@ -121,6 +124,7 @@ fn best() -> Isa {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own features.
@@ -128,6 +132,7 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own features.
