@@ -226,11 +226,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The activation of the feed-forward network.
-    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation, FormatError> {
+    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation, Error> {
         match self.string(key, Some(default))?.as_str() {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-            other => Err(self.wrong(key, format!("{other:?}"), "silu or gelu_pytorch_tanh")),
+            other => Err(Error::unsupported(format!("{key} {other:?}"), "silu and gelu_pytorch_tanh work")),
         }
     }
 }

@@ -133,7 +133,7 @@ impl Loader<'_> {
             Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| tensor.row(source(row), out)),
         };
         let packed = packed.map_err(|error| match error {
-            PackError::Source(error) => Error::Format(error),
+            PackError::Source(error) => Error::from(error),
             PackError::OutOfMemory(error) => Error::OutOfMemory(error),
             other => FormatError::Pack { tensor: name.clone(), reason: other.to_string() }.into(),
         })?;

@@ -209,12 +209,10 @@ impl Json {
             '\u{8}' => Some("\\b".into()),
             '\u{c}' => Some("\\f".into()),
             c if (c as u32) < 0x20 => Some(format!("\\u{:04x}", c as u32)),
-            c if self.ensure_ascii && !c.is_ascii() => {
-                Some(match *c.encode_utf16(&mut [0; 2]) {
-                    [high, low] => format!("\\u{high:04x}\\u{low:04x}"),
-                    _ => format!("\\u{:04x}", c as u32),
-                })
-            }
+            c if self.ensure_ascii && !c.is_ascii() => Some(match *c.encode_utf16(&mut [0; 2]) {
+                [high, low] => format!("\\u{high:04x}\\u{low:04x}"),
+                _ => format!("\\u{:04x}", c as u32),
+            }),
             _ => None,
         })?;
         out.push("\"")
