@@ -1,5 +1,6 @@
 //! Tests of tokenizers, chat templates and the text that comes out while it is generated.
 
+mod corpus;
 mod detokenizer;
 mod hostile_templates;
 mod malformed_tokenizers;

@@ -117,7 +117,7 @@ fn sentence_piece_vocabularies() {
 }
 
 /// A small `tokenizer.json` that loads.
-fn valid() -> Value {
+pub(crate) fn valid() -> Value {
     json!({
         "added_tokens": [{"id": 3, "content": "<|end|>", "special": true}],
         "normalizer": {"type": "NFC"},

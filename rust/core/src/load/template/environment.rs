@@ -79,10 +79,7 @@ fn guards(env: &mut Environment<'_>) {
         }
         Ok(value)
     });
-    // Lazy slices of slices would make every later step slower.
-    env.add_filter(guard::SLICE, |value: Value| -> Result<Value, Error> {
-        if value.kind() == ValueKind::Iterable { collect(&value) } else { budget::made(&value).map(|()| value) }
-    });
+    env.add_filter(guard::SLICE, slice);
     env.add_filter(guard::CONCATENATE, |left: Value, right: Value| -> Result<String, Error> {
         let mut text = Text::default();
         python::write_str(&left, &mut text)?;
@@ -105,6 +102,49 @@ fn collect(value: &Value) -> Result<Value, Error> {
         items.push(item);
     }
     Ok(Value::from(items))
+}
+
+/// Python's slice of a string or a list.
+fn slice(value: &Value, start: &Value, stop: &Value, step: &Value) -> Result<Value, Error> {
+    let bound = |bound: &Value| match integer(bound) {
+        None if bound.is_none() => Ok(None),
+        None => Err(invalid(format!("a slice bound of type {}", bound.kind()))),
+        Some(bound) => Ok(Some(bound)),
+    };
+    let (start, stop, step) = (bound(start)?, bound(stop)?, bound(step)?.unwrap_or(1));
+    if step == 0 {
+        return Err(invalid("slice step cannot be zero".into()));
+    }
+    // (first, how many, distance) of the items that the slice takes
+    let range = |len: usize| {
+        let len = len as i128;
+        let (lowest, highest) = if step > 0 { (0, len) } else { (-1, len - 1) };
+        let clamp = |bound: i128| if bound < 0 { (bound + len).max(lowest) } else { bound.min(highest) };
+        let first = start.map_or(if step > 0 { lowest } else { highest }, clamp);
+        let end = stop.map_or(if step > 0 { highest } else { lowest }, clamp);
+        let count = if step > 0 { (end - first + step - 1) / step } else { (end - first + step + 1) / step };
+        (first, count.max(0))
+    };
+    if let Some(text) = value.as_str() {
+        budget::look_at_text(value)?;
+        let length = text.chars().count();
+        let (first, count) = range(length);
+        budget::make(text.len() as u64)?;
+        if step == 1 {
+            return Ok(Value::from(text.chars().skip(first as usize).take(count as usize).collect::<String>()));
+        }
+        budget::make(text.len() as u64 * 4)?;
+        let characters: Vec<char> = text.chars().collect();
+        return Ok(Value::from((0..count).map(|i| characters[(first + i * step) as usize]).collect::<String>()));
+    }
+    if !is_list(value) {
+        return Err(invalid(format!("a value of type {} cannot be sliced", value.kind())));
+    }
+    let items: Vec<Value> = value.try_iter()?.collect();
+    let (first, count) = range(items.len());
+    budget::make_container((items.len() as i128 + count) as u64)?;
+    let taken: Vec<Value> = (0..count).map(|i| items[(first + i * step) as usize].clone()).collect();
+    Ok(if value.is_tuple() { Value::from(Tuple::from(taken)) } else { Value::from(taken) })
 }
 
 fn is_list(value: &Value) -> bool {
@@ -179,6 +219,16 @@ fn multiply(left: &Value, right: &Value) -> Result<Value, Error> {
     }
 }
 
+type Case = fn(&mut State<'_, '_>, String) -> Result<Value, Error>;
+
+/// Filters and methods that change the case of letters.
+const CASES: [(&str, Case); 4] = [
+    ("lower", |_, text| Ok(Value::from(text.to_lowercase()))),
+    ("upper", |_, text| Ok(Value::from(text.to_uppercase()))),
+    ("title", |_, text| Ok(Value::from(minijinja::filters::title(text.into())))),
+    ("capitalize", |state, text| unknown_method_callback(state, &Value::from(text), "capitalize", &[])),
+];
+
 fn filters(env: &mut Environment<'_>) {
     // These make more than they are given, and no chat template needs them.
     for name in ["batch", "slice", "chain", "zip", "pprint"] {
@@ -191,8 +241,13 @@ fn filters(env: &mut Environment<'_>) {
         });
     }
     // Letters may grow to three times their bytes, and to six when they are escaped.
-    env.add_filter("lower", |text: String| budget::make(text.len() as u64 * 3).map(|()| text.to_lowercase()));
-    env.add_filter("upper", |text: String| budget::make(text.len() as u64 * 3).map(|()| text.to_uppercase()));
+    for (name, change) in CASES {
+        env.add_filter(name, move |state: &mut State<'_, '_>, value: Value| -> Result<Value, Error> {
+            let text = to_str(&value)?;
+            budget::make(text.len() as u64 * 3)?;
+            change(state, text)
+        });
+    }
     for name in ["escape", "e"] {
         env.add_filter(name, |state: &mut State<'_, '_>, value: Value| -> Result<Value, Error> {
             let text = to_str(&value)?;
@@ -316,21 +371,29 @@ fn indent(
     Ok(out.finish())
 }
 
-/// Refuses widths and precisions that no text has.
+/// Refuses widths and precisions that no text has, and counts what a format may print.
 fn check_widths(template: &str, values: &[Value]) -> Result<(), Error> {
-    let mut width = 0_usize;
+    let (mut width, mut widest) = (0_usize, 0);
     for byte in template.bytes() {
-        width = if byte.is_ascii_digit() { width.saturating_mul(10) + usize::from(byte - b'0') } else { 0 };
-        if width > WIDEST {
-            return Err(budget::exceeded("columns of a format", WIDEST as u64));
-        }
+        width =
+            if byte.is_ascii_digit() { width.saturating_mul(10).saturating_add(usize::from(byte - b'0')) } else { 0 };
+        widest = widest.max(width);
     }
     // A width may also come from a value.
-    let nested = template.contains('*') || template.contains("{}}") || template.contains(":{");
-    if nested && values.iter().filter_map(integer).any(|value| value > WIDEST as i128) {
+    if template.contains('*') || template.contains("{}}") || template.contains(":{") {
+        let given = values.iter().filter_map(integer).max().unwrap_or(0);
+        widest = widest.max(usize::try_from(given).unwrap_or(if given > 0 { usize::MAX } else { 0 }));
+    }
+    if widest > WIDEST {
         return Err(budget::exceeded("columns of a format", WIDEST as u64));
     }
-    budget::make(template.len() as u64 * 4)
+    // Each field may print all that is given.
+    let fields = template.bytes().filter(|byte| matches!(byte, b'%' | b'{')).count() as u64;
+    let mut size = widest as u64;
+    for value in values {
+        size += to_str(value)?.len() as u64;
+    }
+    budget::make(fields.saturating_mul(size) + template.len() as u64)
 }
 
 /// Python's `str.split`.
@@ -431,7 +494,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
             check_widths(text, args)?;
             format(FormatStyle::StrFormat, text, args).map(Value::from)
         }
-        "upper" | "lower" | "title" | "capitalize" => {
+        name if CASES.iter().any(|(case, _)| *case == name) => {
             budget::make(text.len() as u64 * 3)?;
             unknown_method_callback(state, value, name, args)
         }

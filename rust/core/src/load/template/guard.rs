@@ -8,8 +8,8 @@
 use super::TemplateError;
 use minijinja::machinery::ast::{
     BinOp, BinOpKind, Call, CallArg, CallBlock, Compare, CompareOp, CompareOpKind, Const, Do, EmitExpr, Expr, Filter,
-    FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Slice, Spanned, Stmt,
-    Template, Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
+    FilterBlock, ForLoop, GetAttr, GetItem, IfCond, IfExpr, List, Macro, Map, Set, SetBlock, Spanned, Stmt, Template,
+    Test, Tuple, UnaryOp, UnaryOpKind, Var, WithBlock,
 };
 use minijinja::{Value, machinery::Span};
 
@@ -25,7 +25,7 @@ pub(super) const ITEMS: &str = "#items";
 pub(super) const LOOP: &str = "#loop";
 /// The container of `in`: a map is only looked into.
 pub(super) const CONTAINER: &str = "#container";
-/// A slice, copied.
+/// `value[start:stop:step]`
 pub(super) const SLICE: &str = "#slice";
 pub(super) const CONCATENATE: &str = "~";
 pub(super) const ADD: &str = "+";
@@ -208,13 +208,13 @@ impl Guard {
             Expr::Var(node) => Expr::Var(Spanned::new(Var { id: node.id }, node.span())),
             Expr::Const(node) => constant(node.value.clone(), node.span()),
             Expr::Slice(node) => {
-                let slice = Slice {
-                    expr: wrap(ITEMS, self.expression(&node.expr)?),
-                    start: self.option(node.start.as_ref())?,
-                    stop: self.option(node.stop.as_ref())?,
-                    step: self.option(node.step.as_ref())?,
-                };
-                wrap(SLICE, Expr::Slice(Spanned::new(slice, node.span())))
+                let mut args = Vec::with_capacity(3);
+                for bound in [&node.start, &node.stop, &node.step] {
+                    let none = || constant(Value::from(()), node.span());
+                    args.push(CallArg::Pos(self.option(bound.as_ref())?.unwrap_or_else(none)));
+                }
+                let slice = Filter { name: SLICE, expr: Some(self.expression(&node.expr)?), args };
+                Expr::Filter(Spanned::new(slice, node.span()))
             }
             Expr::UnaryOp(node) => {
                 let not = matches!(node.op, UnaryOpKind::Not);

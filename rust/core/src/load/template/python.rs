@@ -3,6 +3,7 @@
 use super::budget::{self, DEPTH, Text};
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
+use std::borrow::Cow;
 
 /// `str(value)`: what `{{ value }}` and `~` write.
 pub(super) fn write_str(value: &Value, out: &mut Text) -> Result<(), Error> {
@@ -67,17 +68,17 @@ fn write_quoted(text: &str, out: &mut Text) -> Result<(), Error> {
         '\n' => Some("\\n".into()),
         '\r' => Some("\\r".into()),
         '\t' => Some("\\t".into()),
-        c if c == quote => Some(format!("\\{c}")),
+        c if c == quote => Some(format!("\\{c}").into()),
         c if printable(c) => None,
-        c if (c as u32) < 0x100 => Some(format!("\\x{:02x}", c as u32)),
-        c if (c as u32) < 0x1_0000 => Some(format!("\\u{:04x}", c as u32)),
-        c => Some(format!("\\U{:08x}", c as u32)),
+        c if (c as u32) < 0x100 => Some(format!("\\x{:02x}", c as u32).into()),
+        c if (c as u32) < 0x1_0000 => Some(format!("\\u{:04x}", c as u32).into()),
+        c => Some(format!("\\U{:08x}", c as u32).into()),
     })?;
     out.push(mark)
 }
 
 /// Writes `text` with some characters replaced.
-fn escape(text: &str, out: &mut Text, replacement: impl Fn(char) -> Option<String>) -> Result<(), Error> {
+fn escape(text: &str, out: &mut Text, replacement: impl Fn(char) -> Option<Cow<'static, str>>) -> Result<(), Error> {
     let mut done = 0;
     for (at, c) in text.char_indices() {
         if let Some(replacement) = replacement(c) {
@@ -208,10 +209,10 @@ impl Json {
             '\t' => Some("\\t".into()),
             '\u{8}' => Some("\\b".into()),
             '\u{c}' => Some("\\f".into()),
-            c if (c as u32) < 0x20 => Some(format!("\\u{:04x}", c as u32)),
+            c if (c as u32) < 0x20 => Some(format!("\\u{:04x}", c as u32).into()),
             c if self.ensure_ascii && !c.is_ascii() => Some(match *c.encode_utf16(&mut [0; 2]) {
-                [high, low] => format!("\\u{high:04x}\\u{low:04x}"),
-                _ => format!("\\u{:04x}", c as u32),
+                [high, low] => format!("\\u{high:04x}\\u{low:04x}").into(),
+                _ => format!("\\u{:04x}", c as u32).into(),
             }),
             _ => None,
         })?;

@@ -96,6 +96,11 @@ impl Pieces {
         self.ends.len()
     }
 
+    /// Bytes of all tokens.
+    pub(in crate::load) fn bytes(&self) -> usize {
+        self.text.len()
+    }
+
     /// The text of a token as the vocabulary has it; nothing for ids past the end.
     pub(in crate::load) fn get(&self, id: u32) -> &str {
         let id = id as usize;

@@ -273,7 +273,8 @@ pub(super) fn ranks<'m>(
         let (got, expected) = (count as u64, MOST_MERGES as u64);
         return Err(TokenizerError::TooLarge { what: "merges", unit: "merges", got, expected });
     }
-    let mut ranks = HashMap::with_capacity(count);
+    // Each merge is a way to split a token.
+    let mut ranks = HashMap::with_capacity(count.min(pieces.bytes()));
     let mut merged = String::new();
     for (index, pair) in pairs.enumerate() {
         let (left, right) = pair?;

@@ -1,1 +1,0 @@
-fn main(){ let a=std::env::args().nth(1).unwrap(); let t=std::time::Instant::now(); if a=="t" {farthing_fuzz::text::large_tokenizers()} else {farthing_fuzz::text::large_templates()}; println!("ok {:?}",t.elapsed()); }
