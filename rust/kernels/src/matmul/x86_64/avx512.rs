@@ -19,7 +19,7 @@ use crate::format::layout::{CELL, Records, STEP, TILE};
 use crate::format::{Bits, FloatType, Offset, Precision};
 use crate::matmul::input::{Group, Plane, levels};
 
-/// Groups whose reductions and divisions share vectors.
+/// Groups whose divisions share vectors.
 const BATCH: usize = 16;
 
 /// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
@@ -31,55 +31,85 @@ pub(in crate::matmul) fn quantize(
     codes: &mut [u8],
     scales: &mut [Group],
 ) {
-    let bytes = if precision == Precision::A8 { 16 } else { 32 };
-    assert_eq!(codes.len(), x.len().div_ceil(16) * bytes, "codes of a row");
-    let batches = x.chunks(group * BATCH).zip(codes.chunks_mut(group / 16 * bytes * BATCH));
+    match (group, precision == Precision::A8) {
+        (16, true) => quantize_row::<1, 16>(x, precision, codes, scales),
+        (16, false) => quantize_row::<1, 32>(x, precision, codes, scales),
+        (32, true) => quantize_row::<2, 16>(x, precision, codes, scales),
+        (32, false) => quantize_row::<2, 32>(x, precision, codes, scales),
+        (64, true) => quantize_row::<4, 16>(x, precision, codes, scales),
+        (64, false) => quantize_row::<4, 32>(x, precision, codes, scales),
+        (_, true) => quantize_row::<8, 16>(x, precision, codes, scales),
+        (_, false) => quantize_row::<8, 32>(x, precision, codes, scales),
+    }
+}
+
+/// Groups of `V` vectors; 16 inputs become `BYTES` of codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_row<const V: usize, const BYTES: usize>(
+    x: &[f32],
+    precision: Precision,
+    codes: &mut [u8],
+    scales: &mut [Group],
+) {
+    let (whole, short) = x.split_at(x.len() / (V * 16) * (V * 16));
+    let groups = whole.as_chunks().0.as_chunks::<V>().0;
+    let (blocks, short_codes) = codes.split_at_mut(groups.len() * V * BYTES);
+    let blocks = blocks.as_chunks_mut::<BYTES>().0.as_chunks_mut::<V>().0;
+    let batches = groups.chunks(BATCH).zip(blocks.chunks_mut(BATCH));
     for ((x, codes), scales) in batches.zip(scales.chunks_mut(BATCH)) {
-        let mut absmax = Lanes([0; BATCH]);
-        for (absmax, x) in absmax.0.iter_mut().zip(x.chunks(group)) {
-            for line in (0..group * 4).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(PAGE + line));
+        quantize_batch(x, precision, codes, scales);
+    }
+    if !short.is_empty() {
+        let (mut padded, mut padded_codes) = ([[0.0; 16]; V], [[0; BYTES]; V]);
+        padded.as_flattened_mut()[..short.len()].copy_from_slice(short);
+        quantize_batch(&[padded], precision, std::array::from_mut(&mut padded_codes), &mut scales[groups.len()..]);
+        short_codes.copy_from_slice(&padded_codes.as_flattened()[..short_codes.len()]);
+    }
+}
+
+/// At most 16 groups.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_batch<const V: usize, const BYTES: usize>(
+    x: &[[[f32; 16]; V]],
+    precision: Precision,
+    codes: &mut [[[u8; BYTES]; V]],
+    scales: &mut [Group],
+) {
+    let sign = _mm512_set1_epi32(i32::MAX);
+    let mut absmax = Lanes([0; BATCH]);
+    for (absmax, x) in absmax.0.iter_mut().zip(x) {
+        let mut max = _mm512_setzero_si512();
+        for x in x {
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(PAGE));
+            max = _mm512_max_epi32(max, _mm512_and_si512(_mm512_castps_si512(load(x)), sign));
+        }
+        *absmax = _mm512_reduce_max_epi32(max);
+    }
+    let (factors, steps) = factors_of(&absmax, precision);
+    for (i, ((x, codes), scale)) in x.iter().zip(codes).zip(scales).enumerate() {
+        let mut sums = _mm512_setzero_si512();
+        if factors.0[i] == 0.0 {
+            // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves.
+            codes.as_flattened_mut().fill(0);
+        } else {
+            let factor = _mm512_set1_ps(factors.0[i]);
+            for (x, codes) in x.iter().zip(codes) {
+                sums = _mm512_add_epi32(sums, store_codes(_mm512_mul_ps(load(x), factor), codes));
             }
-            *absmax = absmax_of(x);
         }
-        let (factors, steps) = factors_of(&absmax, precision);
-        let mut sums = Lanes([0; BATCH]);
-        let groups = x.chunks(group).zip(codes.chunks_mut(group / 16 * bytes));
-        for (((x, codes), &factor), sum) in groups.zip(&factors.0).zip(&mut sums.0) {
-            if factor == 0.0 {
-                // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves.
-                codes.fill(0);
-            } else if precision == Precision::A8 {
-                *sum = codes_of::<16>(x, factor, codes);
-            } else {
-                *sum = codes_of::<32>(x, factor, codes);
-            }
-        }
-        for ((out, &scale), &sum) in scales.iter_mut().zip(&steps.0).zip(&sums.0) {
-            *out = Group::new(scale, sum);
-        }
+        *scale = Group::new(steps.0[i], _mm512_reduce_add_epi32(sums));
     }
 }
 
 #[repr(align(64))]
 struct Lanes<T>([T; BATCH]);
 
-/// The first 16 of `x`, zeros behind its end.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(x: &[f32]) -> __m512 {
-    let mask = if x.len() < 16 { (1 << x.len()) - 1 } else { u16::MAX };
-    // SAFETY: the mask keeps the load inside the slice.
-    unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) }
-}
-
-/// The maximum of the bits of `|x|`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn absmax_of(x: &[f32]) -> i32 {
-    let sign = _mm512_set1_epi32(i32::MAX);
-    let absolute = |x| _mm512_and_si512(_mm512_castps_si512(load(x)), sign);
-    _mm512_reduce_max_epi32(x.chunks(16).fold(_mm512_setzero_si512(), |max, x| _mm512_max_epi32(max, absolute(x))))
+fn load(x: &[f32; 16]) -> __m512 {
+    // SAFETY: the array has 16 elements.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
 }
 
 /// `input::factors` of 16 groups.
@@ -104,29 +134,24 @@ fn factors_of(absmax: &Lanes<i32>, precision: Precision) -> (Lanes<f32>, Lanes<f
     }
 }
 
-/// The codes of one group, 16 inputs in `BYTES`; returns their sum.
+/// Rounds 16 activations to codes and stores them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn codes_of<const BYTES: usize>(x: &[f32], factor: f32, codes: &mut [u8]) -> i32 {
-    let factor = _mm512_set1_ps(factor);
-    let mut sums = _mm512_setzero_si512();
-    for (x, codes) in x.chunks(16).zip(codes.chunks_exact_mut(BYTES)) {
-        // The default rounding mode is half to even.
-        let xq = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), factor));
-        sums = _mm512_add_epi32(sums, xq);
-        // SAFETY: the chunk is 16 or 32 bytes long.
-        unsafe {
-            if BYTES == 16 {
-                _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq));
-            } else {
-                let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
-                let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
-                _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
-                _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm_unpackhi_epi32(high, low));
-            }
+fn store_codes<const BYTES: usize>(x: __m512, codes: &mut [u8; BYTES]) -> __m512i {
+    // The default rounding mode is half to even.
+    let xq = _mm512_cvtps_epi32(x);
+    // SAFETY: there are 16 or 32 bytes.
+    unsafe {
+        if BYTES == 16 {
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq));
+        } else {
+            let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
+            let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
+            _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm_unpackhi_epi32(high, low));
         }
     }
-    _mm512_reduce_add_epi32(sums)
+    xq
 }
 
 const SYMMETRIC: u8 = 0;
