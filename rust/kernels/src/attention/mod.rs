@@ -18,6 +18,7 @@ use half::{bf16, f16};
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
+use crate::selftest::float_level;
 use crate::vector::dispatch;
 use block::{Block, Partial, Workspace, block_rows};
 use pages::Element;
@@ -130,7 +131,7 @@ impl Context<'_> {
 /// # Ok::<(), farthing_kernels::memory::OutOfMemory>(())
 /// ```
 pub fn attention(pool: &Pool, q: &[f32], spans: &[Span<'_>], cache: &KvPages, shape: &AttentionShape, out: &mut [f32]) {
-    attention_with(Isa::active(), pool, q, spans, cache, shape, out);
+    attention_with(float_level(), pool, q, spans, cache, shape, out);
 }
 
 /// [`attention`] on a given level.

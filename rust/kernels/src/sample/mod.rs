@@ -9,6 +9,7 @@ mod truncate;
 use crate::isa::Isa;
 use crate::math::{exp_lanes, log};
 use crate::philox::{GUMBEL_BOUND, VECTORS, gumbel_lanes, may_exceed, words};
+use crate::selftest::float_level;
 use crate::vector::{Kernel, LANES, Simd, dispatch};
 
 pub use counts::TokenCounts;
@@ -106,7 +107,7 @@ pub enum SampleError {
 /// # Panics
 /// When `allowed` is shorter than the row, or there are no logits.
 pub fn sample(logits: &mut [f32], sampling: &Sampling<'_>, history: &TokenCounts) -> Result<Draw, SampleError> {
-    sample_with(Isa::active(), logits, sampling, history)
+    sample_with(float_level(), logits, sampling, history)
 }
 
 /// [`sample`] on a given level.
