@@ -190,7 +190,8 @@ def test_end_token_ends_the_answer(llm: ft.LLM) -> None:
 
     def params(ignore: bool) -> list[ft.SamplingParams]:
         return [
-            ft.SamplingParams(max_tokens=60, temperature=1.5, seed=seed, ignore_eos=ignore) for seed in range(len(prompts))
+            ft.SamplingParams(max_tokens=60, temperature=1.5, seed=seed, ignore_eos=ignore)
+            for seed in range(len(prompts))
         ]
 
     free, ended = llm.generate(prompts, params(True)), llm.generate(prompts, params(False))

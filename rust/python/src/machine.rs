@@ -52,7 +52,7 @@ pub(crate) fn self_tests(py: Python<'_>) -> Vec<(String, &'static str, bool)> {
     py.detach(|| {
         let matrices = matmul::self_tests().into_iter().map(|test| (test.name, test.isa, test.passed));
         let floats = available().flat_map(selftest::float_self_tests);
-        let floats = floats.map(|test| (test.name.to_owned(), test.isa, test.passed));
+        let floats = floats.map(|test| (test.name.clone(), test.isa, test.passed));
         matrices.chain(floats).map(|(name, isa, passed)| (name, isa.name(), passed)).collect()
     })
 }
