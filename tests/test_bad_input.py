@@ -378,6 +378,7 @@ def test_one_wrong_prompt_among_good_ones(llm: ft.LLM) -> None:
 
 def test_no_prompts_give_no_completions(llm: ft.LLM) -> None:
     assert llm.generate([]) == []
+    assert llm.chat([]) == []
 
 
 def test_wrong_params(llm: ft.LLM) -> None:
@@ -406,7 +407,6 @@ def test_text_without_tokenizer(llm: ft.LLM) -> None:
 @pytest.mark.parametrize(
     "messages",
     [
-        [],
         "hello",
         [{"role": "user"}],
         [{"content": "hello"}],

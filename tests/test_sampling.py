@@ -185,10 +185,16 @@ def test_params_may_differ_by_prompt(llm: ft.LLM) -> None:
 
 
 def test_end_token_ends_the_answer(llm: ft.LLM) -> None:
-    """The model's end token (id 2) ends an answer unless ignored; with ids up to it equal."""
+    """The end token that config.json names (2) ends an answer, unless ignored; up to it ids are equal."""
     prompts = [tiny.prompt(length) for length in range(3, 60)]
-    free = llm.generate(prompts, ft.SamplingParams(max_tokens=60, temperature=1.5, seed=0, ignore_eos=True))
-    ended = llm.generate(prompts, ft.SamplingParams(max_tokens=60, temperature=1.5, seed=0))
+
+    def params(ignore: bool) -> list[ft.SamplingParams]:
+        return [
+            ft.SamplingParams(max_tokens=60, temperature=1.5, seed=seed, ignore_eos=ignore)
+            for seed in range(len(prompts))
+        ]
+
+    free, ended = llm.generate(prompts, params(True)), llm.generate(prompts, params(False))
     stopped = 0
     for without, completion in zip(free, ended, strict=True):
         if 2 in without.token_ids:

@@ -73,7 +73,7 @@ EDGE_CASES = [
     "a\u0300\u0301\u0302\u0303\u0304 stacked marks, i\u0307 j\u030c",
     "ﬁﬂ ligatures ĳ Ǆ ß ẞ ſ İ ı K Å",
     "1.  list\n2.  list\n   - nested\n\n> quote\n\n    code",
-    "{'a': [1, 2.5, None, True], \"b\": {\"c\": \"d\\n\"}}",
+    '{\'a\': [1, 2.5, None, True], "b": {"c": "d\\n"}}',
     "\\frac{a}{b} \\sum_{i=0}^{\\infty} x^i = \\sqrt{\\pi} \\mathbb{R}",
     "SELECT * FROM t WHERE a >= 10 AND b LIKE '%x%';",
     "aaaaaaaaaaaaaaaaaaaaaaaab bababababababababab abcabcabcabc",

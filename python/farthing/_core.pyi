@@ -8,7 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 __version__: str
-__all__: list[str]
+__all__ = [
+    "Completion",
+    "EngineLedger",
+    "Ledger",
+    "Llm",
+    "MatrixReport",
+    "Plan",
+    "Sampling",
+    "Stream",
+    "__version__",
+    "available_isas",
+    "cost",
+    "default_threads",
+    "isa",
+    "plan",
+    "probe_limits",
+    "self_tests",
+]
 
 def available_isas() -> list[str]: ...
 def isa() -> str: ...

@@ -2,8 +2,12 @@
 
 import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -145,3 +149,29 @@ def test_a_reader_who_leaves_early_is_no_error():
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) == 5
+
+
+def test_chat_at_a_terminal_stops_at_ctrl_c_and_ends_at_ctrl_d():
+    steps = [
+        (lambda seen: seen.endswith("> "), b"Write a very long story about a cat.\n"),
+        (lambda seen: len(seen.partition("about a cat.")[2]) > 40, b"\x03"),
+        (lambda seen: seen.endswith("\n> "), b"\x04"),
+    ]
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ["NO_COLOR"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "farthing", "chat", "-t", "0", "-n", "1500"])
+    seen, deadline = "", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.1)[0]:
+            try:
+                seen += os.read(terminal, 4096).decode(errors="replace").replace("\r", "")
+            except OSError:  # the other end is gone
+                break
+        if steps and steps[0][0](seen):
+            os.write(terminal, steps.pop(0)[1])
+    else:
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    assert (steps, os.waitstatus_to_exitcode(status)) == ([], 0), seen
+    assert "\x1b[3" not in seen  # no colours

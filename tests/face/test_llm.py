@@ -7,10 +7,9 @@ import signal
 import threading
 import time
 
+import farthing as ft
 import numpy as np
 import pytest
-
-import farthing as ft
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 SHORT = ft.SamplingParams(max_tokens=12)

@@ -11,7 +11,6 @@ import huggingface_hub
 import huggingface_hub.constants
 import huggingface_hub.utils
 import pytest
-
 from farthing import FormatError, ModelNotFoundError, UnsupportedError
 from farthing.names import ALIASES, locate
 

@@ -6,9 +6,8 @@ import zipfile
 from importlib.metadata import requires
 from pathlib import Path
 
-import pytest
-
 import farthing as ft
+import pytest
 
 ROOT = Path(__file__).parents[2]
 

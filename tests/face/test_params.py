@@ -3,10 +3,9 @@
 import copy
 import pickle
 
+import farthing as ft
 import numpy as np
 import pytest
-
-import farthing as ft
 
 BAD = [
     ("max_tokens", 0, "an integer ≥ 1"),

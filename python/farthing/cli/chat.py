@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..completion import Completion, Stream
 from ..errors import UnsupportedError
 from . import options as opt
 from .terminal import errors, progress_bars, write
@@ -62,16 +63,25 @@ def chat(
     messages = [] if system is None else [{"role": "system", "content": system}]
     for line in _turns():
         messages.append({"role": "user", "content": line})
-        with llm.stream(messages, params) as stream:
-            try:
-                write(stream)
-            except KeyboardInterrupt:
-                write()
-                stream.close()
-            completion = stream.completion
+        try:
+            completion = _answer(llm.stream(messages, params))
+        except KeyboardInterrupt:  # before the answer began: the turn is taken back
+            write()
+            messages.pop()
+            continue
         messages.append({"role": "assistant", "content": completion.text})
         if ledger:
             errors.print(completion.ledger)
+
+
+def _answer(stream: Stream) -> Completion:
+    """Writes the answer as it comes; an interrupt ends it there."""
+    try:
+        write(stream)
+    except KeyboardInterrupt:
+        stream.close()
+        write()
+    return stream.completion
 
 
 def _turns() -> Iterator[str]:

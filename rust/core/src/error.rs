@@ -10,7 +10,7 @@ use farthing_kernels::sample::SampleError;
 pub enum Error {
     /// The model's files are not what they claim to be.
     #[error(transparent)]
-    Format(#[from] FormatError),
+    Format(FormatError),
     /// A well-formed wish that farthing can't grant, with what it can.
     #[error("{got} is not supported; {works}")]
     Unsupported {
@@ -49,6 +49,18 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+impl From<FormatError> for Error {
+    /// A tensor type that is known but not readable is a wish we can't grant, not a broken file.
+    fn from(error: FormatError) -> Error {
+        match error {
+            FormatError::UnsupportedType { tensor, got, expected } => {
+                Error::unsupported(format!("{got} (tensor {tensor})"), format!("the types {expected} load"))
+            }
+            other => Error::Format(other),
+        }
+    }
 }
 
 impl Error {

@@ -2,6 +2,7 @@
 
 use crate::isa::Isa;
 use crate::math::exp_lanes;
+use crate::selftest::float_level;
 use crate::vector::{Arithmetic, Kernel, LANES, Simd, dispatch};
 
 /// The nonlinearity of a gated feed-forward layer.
@@ -25,7 +26,7 @@ pub enum Activation {
 /// assert!((gate[0] - 1.462_117).abs() < 1e-6 && (gate[1] + 0.238_406).abs() < 1e-6);
 /// ```
 pub fn activate_multiply(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    activate_multiply_with(Isa::active(), activation, gate, up);
+    activate_multiply_with(float_level(), activation, gate, up);
 }
 
 /// [`activate_multiply`] on a given level.

@@ -20,6 +20,7 @@ pub mod philox;
 pub mod pool;
 pub mod probe;
 pub mod rope;
+mod rows;
 pub mod sample;
 pub mod selftest;
 mod vector;

@@ -17,7 +17,10 @@ const HUGE_PAGE: usize = 2 << 20;
 enum Origin {
     Heap(Layout),
     #[cfg(unix)]
-    Map { base: *mut libc::c_void, length: usize },
+    Map {
+        base: *mut libc::c_void,
+        length: usize,
+    },
 }
 
 /// An owned byte buffer aligned to 64 bytes, zeroed at birth. Large ones occupy memory only where they are written.

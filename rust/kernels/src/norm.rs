@@ -3,6 +3,7 @@
 //! The sum of squares of a row is 16 interleaved partial sums, fused, and one fixed tree.
 
 use crate::isa::Isa;
+use crate::selftest::float_level;
 use crate::vector::{Kernel, LANES, Simd, dispatch};
 
 /// `out = x / sqrt(mean(x²) + eps) · weight` for each row; `x`, `out`: (rows, h), `weight`: (h,).
@@ -18,7 +19,7 @@ use crate::vector::{Kernel, LANES, Simd, dispatch};
 /// assert!((out[0] - 0.848_528).abs() < 1e-6 && (out[1] - 2.262_742).abs() < 1e-6);
 /// ```
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    rms_norm_with(Isa::active(), x, weight, eps, out);
+    rms_norm_with(float_level(), x, weight, eps, out);
 }
 
 /// [`rms_norm`] on a given level.
@@ -38,7 +39,7 @@ pub fn rms_norm_with(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f
 
 /// [`rms_norm`] where `x` is also the output.
 pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
-    rms_norm_in_place_with(Isa::active(), x, weight, eps);
+    rms_norm_in_place_with(float_level(), x, weight, eps);
 }
 
 /// [`rms_norm_in_place`] on a given level.
@@ -60,7 +61,7 @@ pub fn rms_norm_in_place_with(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32)
 /// # Panics
 /// When the lengths differ.
 pub fn add(y: &mut [f32], x: &[f32]) {
-    add_with(Isa::active(), y, x);
+    add_with(float_level(), y, x);
 }
 
 /// [`add`] on a given level.

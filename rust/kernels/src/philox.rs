@@ -8,18 +8,22 @@ use crate::vector::{Arithmetic, LANES, Scalar, Simd};
 const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
 
+/// Upper half of the product.
+#[inline(always)]
+fn high(a: u32, b: u32) -> u32 {
+    ((u64::from(a) * u64::from(b)) >> 32) as u32
+}
+
 /// Ten rounds on `N` counters at once; `counter[i]` is the i-th word of each.
 #[inline(always)]
 fn rounds<const N: usize>(mut counter: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
         let mut next = [[0; N]; 4];
         for i in 0..N {
-            let first = u64::from(MULTIPLIERS[0]) * u64::from(counter[0][i]);
-            let second = u64::from(MULTIPLIERS[1]) * u64::from(counter[2][i]);
-            next[0][i] = (second >> 32) as u32 ^ counter[1][i] ^ key[0];
-            next[1][i] = second as u32;
-            next[2][i] = (first >> 32) as u32 ^ counter[3][i] ^ key[1];
-            next[3][i] = first as u32;
+            next[0][i] = high(MULTIPLIERS[1], counter[2][i]) ^ counter[1][i] ^ key[0];
+            next[1][i] = MULTIPLIERS[1].wrapping_mul(counter[2][i]);
+            next[2][i] = high(MULTIPLIERS[0], counter[0][i]) ^ counter[3][i] ^ key[1];
+            next[3][i] = MULTIPLIERS[0].wrapping_mul(counter[0][i]);
         }
         counter = next;
         key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
@@ -54,20 +58,48 @@ pub fn gumbel(seed: u64, position: u64, token: u32) -> f32 {
     gumbel_of_words(Scalar::<1>, [word as f32], [!word as f32])[0]
 }
 
-/// [`gumbel`] of the tokens `first..first + 16`.
+/// Vectors of words made at once: one alone would wait for each multiplication.
+pub(crate) const VECTORS: usize = 4;
+const TOKENS: usize = VECTORS * LANES;
+/// 0, 1, 2 ...
+const OFFSETS: [u32; TOKENS] = {
+    let mut offsets = [0; TOKENS];
+    let mut i = 0;
+    while i < TOKENS {
+        offsets[i] = i as u32;
+        i += 1;
+    }
+    offsets
+};
+
+/// The words behind the noise of the tokens from `first` on.
 #[inline(always)]
-pub(crate) fn gumbel_lanes<S: Simd>(simd: S, seed: u64, position: u64, first: u32) -> S::F {
+pub(crate) fn words(seed: u64, position: u64, first: u32) -> [[u32; LANES]; VECTORS] {
     let [low, high] = halves(position);
-    let mut tokens = [0; LANES];
-    for (lane, token) in tokens.iter_mut().enumerate() {
-        *token = first.wrapping_add(lane as u32);
+    let mut tokens = OFFSETS;
+    for token in &mut tokens {
+        *token = token.wrapping_add(first);
     }
-    let words = rounds([[low; LANES], [high; LANES], tokens, [0; LANES]], halves(seed))[0];
-    let mut inverted = [0; LANES];
-    for (inverted, word) in inverted.iter_mut().zip(words) {
-        *inverted = !word;
+    let words = rounds([[low; TOKENS], [high; TOKENS], tokens, [0; TOKENS]], halves(seed))[0];
+    std::array::from_fn(|i| words.as_chunks().0[i])
+}
+
+/// [`gumbel`] of some words.
+#[inline(always)]
+pub(crate) fn gumbel_lanes<S: Simd>(simd: S, words: &[u32; LANES]) -> S::F {
+    let mut inverted = *words;
+    for word in &mut inverted {
+        *word = !*word;
     }
-    gumbel_of_words(simd, simd.of_u32(&words), simd.of_u32(&inverted))
+    gumbel_of_words(simd, simd.of_u32(words), simd.of_u32(&inverted))
+}
+
+/// Whether [`gumbel`] of some words may exceed `-ln(bound)`: never false when it does, rarely true when it doesn't.
+#[inline(always)]
+pub(crate) fn may_exceed<S: Simd>(simd: S, words: &[u32; LANES], bound: S::F) -> S::M {
+    // -ln(1 - u) is at least u.
+    let u = simd.mul(simd.of_u32(words), simd.splat(1.0 / 4_294_967_296.0));
+    simd.less(u, simd.mul(bound, simd.splat(1.001)))
 }
 
 /// `words` and their complements as floats.
@@ -118,11 +150,19 @@ mod tests {
 
     struct Block(u64, u64, u32);
     impl Kernel for Block {
-        type Output = [f32; LANES];
+        type Output = [f32; TOKENS];
         #[inline(always)]
-        fn run<S: Simd>(self, simd: S) -> [f32; LANES] {
-            let mut out = [0.0; LANES];
-            simd.store(gumbel_lanes(simd, self.0, self.1, self.2), &mut out);
+        fn run<S: Simd>(self, simd: S) -> [f32; TOKENS] {
+            let mut out = [0.0; TOKENS];
+            for (out, words) in out.as_chunks_mut().0.iter_mut().zip(&words(self.0, self.1, self.2)) {
+                let noise = gumbel_lanes(simd, words);
+                simd.store(noise, out);
+                for (lane, noise) in out.iter().enumerate() {
+                    let bound = |x: f32| simd.splat(crate::math::exp(-x));
+                    let may = |x: f32| simd.bits(may_exceed(simd, words, bound(x))) >> lane & 1 == 1;
+                    assert!(may(*noise) && may(noise - 1e-4));
+                }
+            }
             out
         }
     }
@@ -131,8 +171,8 @@ mod tests {
     fn lanes_on_every_level_are_the_single_numbers() {
         let (mut sum, mut squares, mut count) = (0.0, 0.0, 0.0);
         for (seed, position) in [(0, 0), (7, 1 << 40), (u64::MAX, 12), (1 << 33, 99)] {
-            for first in (0..20_000).step_by(LANES) {
-                let singles: [f32; LANES] = std::array::from_fn(|i| gumbel(seed, position, first + i as u32));
+            for first in (0..20_000).step_by(TOKENS) {
+                let singles: [f32; TOKENS] = std::array::from_fn(|i| gumbel(seed, position, first + i as u32));
                 for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
                     assert_eq!(dispatch(isa, Block(seed, position, first)), singles, "{}", isa.name());
                 }

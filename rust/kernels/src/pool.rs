@@ -94,11 +94,6 @@ impl Pool {
         if self.threads == 1 || std::process::id() != self.process {
             return (0..self.threads).for_each(body);
         }
-        unsafe fn call<F: Fn(usize) + Sync>(data: *const (), index: usize) {
-            // SAFETY: `data` points at the `body` of the region in progress, which outlives every call (see below).
-            let body = unsafe { &*data.cast::<F>() };
-            body(index);
-        }
         let region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         // SAFETY: no region is in progress (the lock is ours and `pending` is 0), so no worker reads `job`.
@@ -124,6 +119,16 @@ impl Pool {
             resume_unwind(payload);
         }
     }
+}
+
+/// Calls the closure that `data` points at.
+///
+/// # Safety
+/// `data` points at a live `F`.
+unsafe fn call<F: Fn(usize) + Sync>(data: *const (), index: usize) {
+    // SAFETY: the caller's promise.
+    let body = unsafe { &*data.cast::<F>() };
+    body(index);
 }
 
 impl Drop for Pool {
@@ -241,7 +246,10 @@ impl<'a, T> Disjoint<'a, T> {
         self.length == 0
     }
 
-    /// The elements in `range`; panics when it lies outside.
+    /// The elements in `range`.
+    ///
+    /// # Panics
+    /// When the range lies outside the slice.
     ///
     /// # Safety
     /// No element of `range` may be reached through another `slice` at the same time.

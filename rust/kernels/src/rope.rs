@@ -5,6 +5,7 @@
 
 use crate::isa::Isa;
 use crate::math::sin_cos;
+use crate::selftest::float_level;
 use crate::vector::{Kernel, LANES, Simd, dispatch};
 
 /// Sines and cosines of the positions seen so far; grows on demand.
@@ -41,6 +42,7 @@ impl RopeTable {
             self.sines.resize(grown * half, 0.0);
             let (cosines, sines) = (&mut self.cosines[have * half..], &mut self.sines[have * half..]);
             let first = have;
+            // Not the level of the self-tests, which grow tables themselves.
             dispatch(
                 Isa::active(),
                 Fill { inverse_frequencies: &self.inverse_frequencies, scale: self.scale, first, cosines, sines },
@@ -83,7 +85,7 @@ impl Kernel for Fill<'_> {
 /// # Panics
 /// When a position lies beyond the table (see [`RopeTable::ensure`]) or the shapes don't fit.
 pub fn rotate(table: &RopeTable, x: &mut [f32], stride: usize, heads: usize, head_dim: usize, positions: &[u32]) {
-    rotate_with(Isa::active(), table, x, stride, heads, head_dim, positions);
+    rotate_with(float_level(), table, x, stride, heads, head_dim, positions);
 }
 
 /// [`rotate`] on a given level.

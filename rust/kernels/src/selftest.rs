@@ -1,5 +1,7 @@
 //! Known-answer tests at run time: each level against the scalar one, on this very CPU.
 
+use std::sync::OnceLock;
+
 use crate::activation::{Activation, activate_multiply_with};
 use crate::attention::{AttentionShape, KvPages, KvType, PAGE, Span, attention_with};
 use crate::isa::Isa;
@@ -9,15 +11,16 @@ use crate::pool::Pool;
 use crate::rope::{RopeTable, rotate_with};
 use crate::sample::{Sampling, TokenCounts, sample_with};
 
-/// The outcome of one kernel's test on one level.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SelfTest {
-    /// The kernel.
-    pub name: &'static str,
-    /// The level tested.
-    pub isa: Isa,
-    /// Whether its bits are those of the scalar level.
-    pub passed: bool,
+pub use crate::matmul::SelfTest;
+
+/// The level in force, or the best below it all of whose float kernels pass; tested once, at first use.
+pub(crate) fn float_level() -> Isa {
+    static LEVEL: OnceLock<Isa> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let passes = |isa: &Isa| float_self_tests(*isa).iter().all(|test| test.passed);
+        let mut levels = Isa::ALL.into_iter().rev().filter(|isa| *isa <= Isa::active() && isa.available());
+        levels.find(passes).unwrap_or(Isa::Scalar)
+    })
 }
 
 /// Everything that a kernel computes from fixed inputs.
@@ -42,8 +45,11 @@ pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
         ("sample", sample),
     ];
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-    let test =
-        |(name, kernel): (_, Outputs)| SelfTest { name, isa, passed: bits(kernel(isa)) == bits(kernel(Isa::Scalar)) };
+    let test = |(name, kernel): (&str, Outputs)| SelfTest {
+        name: name.to_owned(),
+        isa,
+        passed: bits(kernel(isa)) == bits(kernel(Isa::Scalar)),
+    };
     kernels.into_iter().map(test).collect()
 }
 

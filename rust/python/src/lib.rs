@@ -1,4 +1,5 @@
 //! Python bindings: convert, check, release the interpreter lock, call the core. One file per Python module.
+#![allow(clippy::needless_pass_by_value, reason = "Python's arguments arrive by value")]
 
 mod errors;
 mod ledger;

@@ -1,8 +1,8 @@
 //! `farthing.llm`: loading, requests and streams.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farthing::engine::{self, Activations, Event, Kv, Options, Prompt, Request, SamplingParams, Weights};
@@ -60,6 +60,9 @@ impl Sampling {
     }
 }
 
+/// A token, its log-probability, and the likeliest (token, log-probability) pairs.
+type TokenLogprobs = (u32, f32, Vec<(u32, f32)>);
+
 /// A finished answer.
 #[pyclass(frozen, module = "farthing._core")]
 pub(crate) struct Completion(engine::Completion);
@@ -86,9 +89,8 @@ impl Completion {
         Ledger(self.0.ledger.clone())
     }
 
-    /// (token, log-probability, likeliest pairs) of each generated token.
     #[getter]
-    fn logprobs(&self) -> Option<Vec<(u32, f32, Vec<(u32, f32)>)>> {
+    fn logprobs(&self) -> Option<Vec<TokenLogprobs>> {
         let entries = self.0.logprobs.as_ref()?;
         Some(entries.iter().map(|entry| (entry.token, entry.logprob, entry.top.clone())).collect())
     }
@@ -250,7 +252,8 @@ impl Llm {
             Given::Tokens(tokens) => Prompt::Tokens(tokens.as_array().to_vec()),
         };
         let pairs = prompts.into_iter().zip(&params);
-        let requests = pairs.map(|(given, params)| Request { prompt: prompt(given), sampling: params.0.clone() }).collect();
+        let requests =
+            pairs.map(|(given, params)| Request { prompt: prompt(given), sampling: params.0.clone() }).collect();
         let streams = py.detach(|| self.0.submit(requests)).map_err(exception)?;
         Ok(streams
             .into_iter()

@@ -39,7 +39,11 @@ pub(crate) fn probe_limits(py: Python<'_>, threads: usize) -> PyResult<(f64, f64
         let pool = Pool::new(threads);
         (probe::read_bandwidth(&pool), probe::int8_rate(&pool))
     });
-    if bandwidth > 0.0 { Ok((bandwidth, rate)) } else { Err(PyMemoryError::new_err("no memory to measure its bandwidth")) }
+    if bandwidth > 0.0 {
+        Ok((bandwidth, rate))
+    } else {
+        Err(PyMemoryError::new_err("no memory to measure its bandwidth"))
+    }
 }
 
 /// (kernel, instruction set, passed) of every kernel this CPU can run, compared with its specification.
@@ -48,7 +52,7 @@ pub(crate) fn self_tests(py: Python<'_>) -> Vec<(String, &'static str, bool)> {
     py.detach(|| {
         let matrices = matmul::self_tests().into_iter().map(|test| (test.name, test.isa, test.passed));
         let floats = available().flat_map(selftest::float_self_tests);
-        let floats = floats.map(|test| (test.name.to_owned(), test.isa, test.passed));
+        let floats = floats.map(|test| (test.name.clone(), test.isa, test.passed));
         matrices.chain(floats).map(|(name, isa, passed)| (name, isa.name(), passed)).collect()
     })
 }

@@ -1,6 +1,7 @@
 //! A loaded model that answers: a handle for any number of threads, and the engine's own thread behind it.
 
 use super::cache::Cache;
+use super::lock;
 use super::options::Options;
 use super::request::{Completion, Event, Prompt, Request};
 use super::scheduler::{Limits, Scheduler};
@@ -43,6 +44,7 @@ pub struct Progress {
 #[derive(Debug)]
 pub struct Llm {
     shared: Arc<Shared>,
+    ledger: Arc<Mutex<EngineLedger>>,
     thread: Option<JoinHandle<()>>,
     text: Text,
     config: Config,
@@ -58,7 +60,6 @@ pub struct Llm {
 struct Shared {
     inbox: Mutex<Inbox>,
     wake: Condvar,
-    ledger: Mutex<EngineLedger>,
 }
 
 #[derive(Debug, Default)]
@@ -77,10 +78,6 @@ pub struct Stream {
     id: u64,
     shared: Arc<Shared>,
     ended: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Llm {
@@ -112,6 +109,7 @@ impl Llm {
         let threads = pool.threads();
         let (resident_bytes, matrices) = (model.resident_bytes(), model.explain());
         let limits = Limits { max_sequences: options.max_sequences, chunk: options.chunk.unwrap_or(CHUNK) };
+        let ledger = Arc::new(Mutex::new(EngineLedger::default()));
         let engine = Engine {
             model,
             cache,
@@ -121,13 +119,9 @@ impl Llm {
             scheduler: Scheduler::default(),
             limits,
             context,
-            ledger: EngineLedger::default(),
+            ledger: Arc::clone(&ledger),
         };
-        let shared = Arc::new(Shared {
-            inbox: Mutex::new(Inbox::default()),
-            wake: Condvar::new(),
-            ledger: Mutex::new(EngineLedger::default()),
-        });
+        let shared = Arc::new(Shared { inbox: Mutex::new(Inbox::default()), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("farthing-engine".to_owned())
@@ -135,6 +129,7 @@ impl Llm {
             .map_err(|error| Error::Stopped { reason: format!("no thread for the engine: {error}") })?;
         Ok(Llm {
             shared,
+            ledger,
             thread: Some(thread),
             text,
             config,
@@ -310,7 +305,7 @@ impl Llm {
 
     /// The cost of everything so far.
     pub fn ledger(&self) -> EngineLedger {
-        lock(&self.shared.ledger).clone()
+        lock(&self.ledger).clone()
     }
 }
 
@@ -348,7 +343,7 @@ impl Stream {
     /// Waits for the end.
     pub fn wait(mut self) -> Result<Completion, Error> {
         loop {
-            match self.next(Duration::from_secs(3600)) {
+            match self.next(Duration::from_hours(1)) {
                 Some(Event::Done(completion)) => return Ok(*completion),
                 Some(Event::Failed(error)) => return Err(error),
                 Some(Event::Text(_) | Event::Progress { .. }) | None => {}
@@ -415,8 +410,12 @@ fn serve(mut engine: Engine, shared: &Shared) {
         }
         let (arrivals, cancelled) = (std::mem::take(&mut inbox.arrivals), std::mem::take(&mut inbox.cancelled));
         drop(inbox);
-        arrivals.into_iter().for_each(|sequence| engine.submit(sequence));
-        cancelled.into_iter().for_each(|id| engine.cancel(id));
+        for sequence in arrivals {
+            engine.submit(sequence);
+        }
+        for id in cancelled {
+            engine.cancel(id);
+        }
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| engine.step())) {
             let message = payload.downcast_ref::<String>().map(String::as_str);
             let message =
@@ -426,9 +425,10 @@ fn serve(mut engine: Engine, shared: &Shared) {
             inbox.stopped = Some(reason.clone());
             let arrivals = std::mem::take(&mut inbox.arrivals);
             drop(inbox);
-            arrivals.into_iter().for_each(|sequence| engine.submit(sequence));
+            for sequence in arrivals {
+                engine.submit(sequence);
+            }
             return engine.fail_all(|| Error::Stopped { reason: reason.clone() });
         }
-        lock(&shared.ledger).clone_from(&engine.ledger);
     }
 }

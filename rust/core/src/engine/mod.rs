@@ -12,3 +12,8 @@ mod step;
 pub use llm::{Llm, Progress, Stream};
 pub use options::{Activations, Kv, Options, Weights};
 pub use request::{Completion, Event, FinishReason, Prompt, Request, SamplingParams, TokenLogprobs};
+
+/// A lock's contents, whether or not a holder panicked: every change under our locks is complete in one statement.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

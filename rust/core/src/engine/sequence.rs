@@ -40,6 +40,15 @@ pub(super) struct Answer {
     pub(super) deaf: bool,
 }
 
+/// How a sequence ends.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// With a result.
+    Finished(FinishReason),
+    /// Without one.
+    Failed(Error),
+}
+
 /// A request in the engine.
 #[derive(Debug)]
 pub(super) struct Sequence {
@@ -67,16 +76,12 @@ impl Sequence {
     /// What row `index` enters the model as, and its rotary position. `hidden`: width of an embedding.
     pub(super) fn row(&self, index: usize, hidden: usize) -> (Row<'_>, u32) {
         let token = Row::Token(self.tokens[index]);
-        match &self.embeddings {
-            None => (token, index as u32),
-            Some(Embeddings { rows, positions }) => match positions.get(index) {
-                Some(&position) => (Row::Embedding(&rows[index * hidden..(index + 1) * hidden]), position),
-                None => {
-                    let behind = positions.iter().max().map_or(0, |&last| last + 1);
-                    (token, behind + (index - positions.len()) as u32)
-                }
-            },
+        let Some(Embeddings { rows, positions }) = &self.embeddings else { return (token, index as u32) };
+        if let Some(&position) = positions.get(index) {
+            return (Row::Embedding(&rows[index * hidden..(index + 1) * hidden]), position);
         }
+        let behind = positions.iter().max().map_or(0, |&last| last + 1);
+        (token, behind + (index - positions.len()) as u32)
     }
 
     /// Whether every row's logits are wanted, not the last one's only.
@@ -89,47 +94,35 @@ impl Sequence {
         self.ledger.book(pass, kv_bytes);
     }
 
-    /// Takes the logits of this sequence's wanted rows after its `computed` has advanced; true when it has ended.
+    /// Takes the logits of this sequence's wanted rows after its `computed` has advanced; says how it ends, if it does.
     ///
     /// `logits: (rows, vocab)`; empty while the prompt is unfinished.
-    pub(super) fn advance(&mut self, logits: &mut [f32], vocab: usize, limit: usize, now: Instant) -> bool {
+    pub(super) fn advance(&mut self, logits: &mut [f32], limit: usize, now: Instant) -> Option<Ending> {
         let finished = self.remaining() == 0;
         let (position, prompt) = (self.tokens.len(), self.prompt);
-        match &mut self.purpose {
+        let answer = match &mut self.purpose {
             Purpose::Logits { rows, .. } => {
                 rows.extend_from_slice(logits);
-                finished
+                return finished.then_some(Ending::Finished(FinishReason::Length));
             }
-            Purpose::Answer(answer) if !finished => {
-                answer.send(Event::Progress { computed: self.computed.min(prompt), total: prompt });
-                answer.deaf
+            Purpose::Answer(answer) => answer,
+        };
+        if finished {
+            let token = match answer.draw(logits, position) {
+                Ok(token) => token,
+                Err(error) => return Some(Ending::Failed(error)),
+            };
+            self.tokens.push(token);
+            self.first_token.get_or_insert(now);
+            self.ledger.answer_tokens += 1;
+            let full = self.tokens.len() - prompt >= answer.sampling.max_tokens || self.tokens.len() >= limit;
+            if let Some(reason) = answer.accept(token).or(full.then_some(FinishReason::Length)) {
+                return Some(Ending::Finished(reason));
             }
-            Purpose::Answer(answer) => {
-                debug_assert_eq!(logits.len(), vocab);
-                let drawn = answer.draw(logits, position);
-                let token = match drawn {
-                    Ok(token) => token,
-                    Err(error) => {
-                        answer.send(Event::Failed(error));
-                        return true;
-                    }
-                };
-                self.tokens.push(token);
-                if self.first_token.is_none() {
-                    self.first_token = Some(now);
-                }
-                self.ledger.answer_tokens += 1;
-                let output = self.tokens.len() - prompt;
-                let reason = answer.accept(token).or_else(|| {
-                    (output >= answer.sampling.max_tokens || self.tokens.len() >= limit).then_some(FinishReason::Length)
-                });
-                if let Some(reason) = reason {
-                    self.finish(reason, now);
-                    return true;
-                }
-                answer.deaf
-            }
+        } else {
+            answer.send(Event::Progress { computed: self.computed.min(prompt), total: prompt });
         }
+        answer.deaf.then_some(Ending::Finished(FinishReason::Cancelled))
     }
 
     /// Ends the sequence and tells whoever waits for it.
@@ -156,6 +149,14 @@ impl Sequence {
                 // A caller that has given up needs no answer.
                 let _ = reply.send(Ok(std::mem::take(rows)));
             }
+        }
+    }
+
+    /// Ends the sequence as `ending` says.
+    pub(super) fn end(&mut self, ending: Ending, now: Instant) {
+        match ending {
+            Ending::Finished(reason) => self.finish(reason, now),
+            Ending::Failed(error) => self.fail(error),
         }
     }
 

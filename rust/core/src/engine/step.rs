@@ -1,15 +1,17 @@
 //! One step: plan, forward pass, one token for each sequence that is ready for it.
 
 use super::cache::Cache;
+use super::lock;
 use super::request::FinishReason;
 use super::scheduler::{Limits, Plan, Scheduler};
-use super::sequence::{Purpose, Sequence};
+use super::sequence::Sequence;
 use crate::error::Error;
 use crate::ledger::{EngineLedger, Pass};
 use crate::model::config::BlockSpec;
 use crate::model::{Batch, Model, Scratch};
 use farthing_kernels::attention::{KvType, Span};
 use farthing_kernels::pool::Pool;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 /// Everything that steps: owned by the engine's thread.
@@ -24,7 +26,8 @@ pub(super) struct Engine {
     pub(super) limits: Limits,
     /// Longest sequence.
     pub(super) context: usize,
-    pub(super) ledger: EngineLedger,
+    /// Shared with the handle, which shows it.
+    pub(super) ledger: Arc<Mutex<EngineLedger>>,
 }
 
 impl Engine {
@@ -40,18 +43,16 @@ impl Engine {
 
     /// Ends the sequence `id` wherever it is; its answer so far is delivered.
     pub(super) fn cancel(&mut self, id: u64) {
-        let now = Instant::now();
         let Scheduler { waiting, running } = &mut self.scheduler;
-        if let Some(at) = waiting.iter().position(|sequence| sequence.id == id) {
-            if let Some(mut sequence) = waiting.remove(at) {
-                sequence.finish(FinishReason::Cancelled, now);
-                self.ledger.requests += 1;
-            }
-        } else if let Some(at) = running.iter().position(|sequence| sequence.id == id) {
-            let mut sequence = running.remove(at);
-            sequence.finish(FinishReason::Cancelled, now);
+        let sequence = if let Some(at) = waiting.iter().position(|sequence| sequence.id == id) {
+            waiting.remove(at)
+        } else {
+            running.iter().position(|sequence| sequence.id == id).map(|at| running.remove(at))
+        };
+        if let Some(mut sequence) = sequence {
             self.cache.truncate(&mut sequence.table, 0);
-            self.ledger.requests += 1;
+            lock(&self.ledger).requests += 1;
+            sequence.finish(FinishReason::Cancelled, Instant::now());
         }
     }
 
@@ -67,7 +68,7 @@ impl Engine {
     /// Computes one step; does nothing when idle.
     pub(super) fn step(&mut self) {
         let plan = self.scheduler.plan(&mut self.cache, self.limits);
-        self.ledger.preemptions += plan.preempted;
+        lock(&self.ledger).preemptions += plan.preempted;
         if plan.rows.is_empty() {
             return;
         }
@@ -124,33 +125,34 @@ impl Engine {
         Ok((pass, wanted))
     }
 
-    /// Books the pass, draws tokens, retires what has ended.
+    /// Draws tokens, books the pass, retires what has ended.
     fn settle(&mut self, plan: &Plan, pass: &Pass, wanted: &[usize]) {
         let vocab = self.model.config().vocab;
         let mut logits = self.scratch.logits();
-        let mut ended = Vec::new();
-        let mut kv_bytes = 0;
+        let (mut ended, mut kv_bytes, mut drawn) = (Vec::new(), 0, 0);
         for (&(index, rows), &wanted) in plan.rows.iter().zip(wanted) {
             let sequence = &mut self.scheduler.running[index];
             let bytes = kv_traffic(&self.model.config().blocks, self.kv, sequence.computed, rows);
             kv_bytes += bytes;
+            drawn += u64::from(wanted > 0 && !sequence.wants_all());
             sequence.computed += rows;
             sequence.book(pass, bytes);
             let (mine, rest) = logits.split_at_mut(wanted * vocab);
             logits = rest;
-            self.ledger.drawn += u64::from(wanted > 0 && !sequence.wants_all());
-            if sequence.advance(mine, vocab, self.context, Instant::now()) {
-                ended.push(index);
+            if let Some(ending) = sequence.advance(mine, self.context, Instant::now()) {
+                ended.push((index, ending));
             }
         }
-        self.ledger.book(pass, kv_bytes);
-        for index in ended.into_iter().rev() {
+        // Whoever hears of an end finds it in the books.
+        let mut ledger = lock(&self.ledger);
+        ledger.book(pass, kv_bytes);
+        ledger.drawn += drawn;
+        ledger.requests += ended.len() as u64;
+        drop(ledger);
+        for (index, ending) in ended.into_iter().rev() {
             let mut sequence = self.scheduler.running.remove(index);
-            if let Purpose::Logits { .. } = sequence.purpose {
-                sequence.finish(FinishReason::Length, Instant::now());
-            }
             self.cache.truncate(&mut sequence.table, 0);
-            self.ledger.requests += 1;
+            sequence.end(ending, Instant::now());
         }
     }
 }

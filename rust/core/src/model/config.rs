@@ -38,6 +38,8 @@ pub struct Config {
 
 /// One block: attention, then a gated feed-forward network, each behind an RMS norm and added to the stream.
 #[derive(Clone, Debug, PartialEq)]
+// Each flag is a yes-or-no of the published configurations.
+#[allow(clippy::struct_excessive_bools)]
 pub struct BlockSpec {
     /// Query heads.
     pub heads: usize,
@@ -224,11 +226,11 @@ impl<'a> Reader<'a> {
     }
 
     /// The activation of the feed-forward network.
-    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation, FormatError> {
+    pub(super) fn activation(&self, key: &str, default: &str) -> Result<Activation, Error> {
         match self.string(key, Some(default))?.as_str() {
             "silu" | "swish" => Ok(Activation::Silu),
             "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-            other => Err(self.wrong(key, format!("{other:?}"), "silu or gelu_pytorch_tanh")),
+            other => Err(Error::unsupported(format!("{key} {other:?}"), "silu and gelu_pytorch_tanh work")),
         }
     }
 }
@@ -247,7 +249,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The plain block of this shape: causal attention with rotary embedding 0, SiLU, no biases, no extra norms.
+    /// The plain block of this shape: causal attention with rotary embedding 0, `SiLU`, no biases, no extra norms.
     pub(super) fn block(&self) -> BlockSpec {
         BlockSpec {
             heads: self.heads,

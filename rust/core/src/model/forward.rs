@@ -107,7 +107,9 @@ impl Model {
     pub fn embed(&self, token: u32, out: &mut [f32]) {
         self.embedding.row(token as usize, out);
         if self.config.embedding_scale != 1.0 {
-            out.iter_mut().for_each(|value| *value *= self.config.embedding_scale);
+            for value in out {
+                *value *= self.config.embedding_scale;
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Rotary frequencies: default, linear, llama3 and YaRN (arXiv 2309.00071), as `rope_parameters` or the older
+//! Rotary frequencies: default, linear, llama3 and `YaRN` (arXiv 2309.00071), as `rope_parameters` or the older
 //! `rope_theta` and `rope_scaling` state them.
 
 use super::config::Reader;

@@ -95,7 +95,9 @@ impl Loader<'_> {
         let mut weight = self.vector(&norm.tensor(self.convention, layer, sandwich), length)?;
         // GGUF files carry the offset in the weights already.
         if self.convention == Convention::HuggingFace && config.norm_offset != 0.0 {
-            weight.iter_mut().for_each(|weight| *weight += config.norm_offset);
+            for weight in &mut weight {
+                *weight += config.norm_offset;
+            }
         }
         Ok(weight)
     }
@@ -131,7 +133,7 @@ impl Loader<'_> {
             Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| tensor.row(source(row), out)),
         };
         let packed = packed.map_err(|error| match error {
-            PackError::Source(error) => Error::Format(error),
+            PackError::Source(error) => Error::from(error),
             PackError::OutOfMemory(error) => Error::OutOfMemory(error),
             other => FormatError::Pack { tensor: name.clone(), reason: other.to_string() }.into(),
         })?;

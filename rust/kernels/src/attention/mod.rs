@@ -8,6 +8,7 @@
 
 mod block;
 mod pages;
+mod tiles;
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -17,6 +18,7 @@ use half::{bf16, f16};
 
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
+use crate::selftest::float_level;
 use crate::vector::dispatch;
 use block::{Block, Partial, Workspace, block_rows};
 use pages::Element;
@@ -129,7 +131,7 @@ impl Context<'_> {
 /// # Ok::<(), farthing_kernels::memory::OutOfMemory>(())
 /// ```
 pub fn attention(pool: &Pool, q: &[f32], spans: &[Span<'_>], cache: &KvPages, shape: &AttentionShape, out: &mut [f32]) {
-    attention_with(Isa::active(), pool, q, spans, cache, shape, out);
+    attention_with(float_level(), pool, q, spans, cache, shape, out);
 }
 
 /// [`attention`] on a given level.
@@ -184,14 +186,14 @@ fn run<E: Element>(isa: Isa, pool: &Pool, context: Context<'_>) {
     let alone = pool.threads() == 1 || total < PARALLEL;
     let mut tasks = Vec::with_capacity(units.len());
     let mut partials = 0;
-    let width = Partial::width(context.shape.head_dim);
+    let length = |unit: &Unit| Partial::length(unit.rows.len(), context.shape.head_dim);
     for (index, (unit, &cost)) in units.iter_mut().zip(&costs).enumerate() {
         let count = unit.key_spans.len();
         if alone || count == 1 || cost <= total / (SHARE * pool.threads()) {
             tasks.push(Task { unit: index, key_spans: unit.key_spans.clone(), cost });
         } else {
             unit.split = Some(partials);
-            partials += count * unit.rows.len() * width;
+            partials += count * length(unit);
             tasks.extend(unit.key_spans.clone().map(|i| Task { unit: index, key_spans: i..i + 1, cost: cost / count }));
         }
     }
@@ -209,7 +211,7 @@ fn run<E: Element>(isa: Isa, pool: &Pool, context: Context<'_>) {
                 let mut block = Block::<E>::new(context, unit, key_spans.clone(), workspace);
                 dispatch(isa, &mut block);
                 let Some(base) = unit.split else { continue };
-                let length = unit.rows.len() * width;
+                let length = length(unit);
                 let range = |i: usize| base + i * length..base + (i + 1) * length;
                 // SAFETY: this key span's own part of the unit's partial results, which no other task writes.
                 workspace.save(unsafe { partials.slice(range(key_spans.start - unit.key_spans.start)) });

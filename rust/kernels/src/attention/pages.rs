@@ -3,12 +3,20 @@
 //! A page holds [`PAGE`] tokens of all key-value heads, head after head: K transposed, `[head_dim][32]`, so that the
 //! scores of 32 keys are whole vectors; then V, `[32][head_dim]`.
 
+use std::ops::Range;
+
 use bytemuck::Pod;
 use half::{bf16, f16};
 
+use super::Span;
 use crate::isa::Isa;
 use crate::memory::{AlignedBytes, OutOfMemory};
+use crate::pool::{Disjoint, Pool, share};
+use crate::selftest::float_level;
 use crate::vector::{Kernel, LANES, Simd, dispatch};
+
+/// Floats below which a parallel region costs more than it saves.
+const PARALLEL: usize = 1 << 14;
 
 /// Tokens of a page.
 pub const PAGE: usize = 32;
@@ -152,20 +160,52 @@ impl KvPages {
     /// # Panics
     /// When the page, the slot or a length is out of range.
     pub fn write(&mut self, page: u32, slot: usize, k: &[f32], v: &[f32]) {
-        self.write_with(Isa::active(), page, slot, k, v);
+        self.write_with(float_level(), page, slot, k, v);
     }
 
     /// [`KvPages::write`] on a given level.
     #[doc(hidden)]
     pub fn write_with(&mut self, isa: Isa, page: u32, slot: usize, k: &[f32], v: &[f32]) {
         self.check(slot, k.len(), v.len());
-        let head_dim = self.head_dim;
-        let kind = self.kind;
-        let page = self.page_mut(page);
-        match kind {
-            KvType::F32 => dispatch(isa, Write::<f32> { page: bytemuck::cast_slice_mut(page), slot, head_dim, k, v }),
-            KvType::F16 => dispatch(isa, Write::<f16> { page: bytemuck::cast_slice_mut(page), slot, head_dim, k, v }),
-            KvType::Bf16 => dispatch(isa, Write::<bf16> { page: bytemuck::cast_slice_mut(page), slot, head_dim, k, v }),
+        let (kind, head_dim, row) = (self.kind, self.head_dim, k.len());
+        write_page(isa, kind, self.page_mut(page), slot, head_dim, row, k, v);
+    }
+
+    /// Stores the keys and values, each (t, `kv_heads` · `head_dim`), of all rows of `spans` at their positions.
+    ///
+    /// # Panics
+    /// When a row or a page is missing, or two spans write to the same page.
+    pub fn write_rows(&mut self, pool: &Pool, spans: &[Span<'_>], k: &[f32], v: &[f32]) {
+        let (isa, row, head_dim) = (float_level(), self.kv_heads * self.head_dim, self.head_dim);
+        // Each run lies in one page: (page, first slot, rows of the step).
+        let mut runs: Vec<(u32, usize, Range<usize>)> = Vec::new();
+        for span in spans {
+            let mut done = 0;
+            while done < span.rows {
+                let (position, first) = (span.start + done, span.first_row + done);
+                let count = (PAGE - position % PAGE).min(span.rows - done);
+                runs.push((span.pages[position / PAGE], position % PAGE, first..first + count));
+                done += count;
+            }
+        }
+        let mut written: Vec<u32> = runs.iter().map(|(page, ..)| *page).collect();
+        written.sort_unstable();
+        assert!(written.windows(2).all(|pair| pair[0] != pair[1]), "two spans write to one page");
+        assert!(written.last().is_none_or(|&page| (page as usize) < self.pages), "{written:?} of {} pages", self.pages);
+        let rows: usize = runs.iter().map(|(.., rows)| rows.len()).sum();
+        let (length, kind) = (self.bytes_per_page(), self.kind);
+        let bytes = Disjoint::new(&mut self.bytes);
+        let write = |(page, slot, rows): &(u32, usize, Range<usize>)| {
+            let at = *page as usize * length;
+            // SAFETY: the page of this run alone (checked above), and each run is written by one thread.
+            let page = unsafe { bytes.slice(at..at + length) };
+            let (k, v) = (&k[rows.start * row..rows.end * row], &v[rows.start * row..rows.end * row]);
+            write_page(isa, kind, page, *slot, head_dim, row, k, v);
+        };
+        if row * rows < PARALLEL {
+            runs.iter().for_each(write);
+        } else {
+            pool.run(|index| runs[share(runs.len(), index, pool.threads())].iter().for_each(write));
         }
     }
 
@@ -223,11 +263,26 @@ impl KvPages {
     }
 }
 
+/// Stores tokens, rows of `row` floats in `k` and `v`, in one page from `slot` on.
+fn write_page(isa: Isa, kind: KvType, page: &mut [u8], slot: usize, head_dim: usize, row: usize, k: &[f32], v: &[f32]) {
+    match kind {
+        KvType::F32 => dispatch(isa, Write::<f32> { page: bytemuck::cast_slice_mut(page), slot, head_dim, row, k, v }),
+        KvType::F16 => dispatch(isa, Write::<f16> { page: bytemuck::cast_slice_mut(page), slot, head_dim, row, k, v }),
+        KvType::Bf16 => {
+            dispatch(isa, Write::<bf16> { page: bytemuck::cast_slice_mut(page), slot, head_dim, row, k, v });
+        }
+    }
+}
+
 struct Write<'a, E> {
     /// One page.
     page: &'a mut [E],
+    /// Where the first token goes.
     slot: usize,
     head_dim: usize,
+    /// Floats of a token's keys or values.
+    row: usize,
+    /// (tokens, row)
     k: &'a [f32],
     v: &'a [f32],
 }
@@ -237,21 +292,23 @@ impl<E: Element> Kernel for Write<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Write { page, slot, head_dim, k, v } = self;
-        let heads = page.chunks_exact_mut(2 * PAGE * head_dim);
-        for ((head, k), v) in heads.zip(k.chunks_exact(head_dim)).zip(v.chunks_exact(head_dim)) {
-            let (keys, values) = head.split_at_mut(PAGE * head_dim);
-            let mut rounded = [E::zeroed(); LANES];
-            for (k, keys) in k.chunks(LANES).zip(keys.chunks_mut(LANES * PAGE)) {
-                E::store(simd, chunk(simd, k), &mut rounded);
-                for (key, place) in rounded.iter().zip(keys.iter_mut().skip(slot).step_by(PAGE)) {
-                    *place = *key;
+        let Write { page, slot, head_dim, row, k, v } = self;
+        let mut rounded = [E::zeroed(); LANES];
+        for (slot, (k, v)) in (slot..).zip(k.chunks_exact(row).zip(v.chunks_exact(row))) {
+            let heads = page.chunks_exact_mut(2 * PAGE * head_dim);
+            for ((head, k), v) in heads.zip(k.chunks_exact(head_dim)).zip(v.chunks_exact(head_dim)) {
+                let (keys, values) = head.split_at_mut(PAGE * head_dim);
+                for (k, keys) in k.chunks(LANES).zip(keys.chunks_mut(LANES * PAGE)) {
+                    E::store(simd, chunk(simd, k), &mut rounded);
+                    for (key, place) in rounded.iter().zip(keys.iter_mut().skip(slot).step_by(PAGE)) {
+                        *place = *key;
+                    }
                 }
-            }
-            let values = &mut values[slot * head_dim..][..head_dim];
-            for (v, values) in v.chunks(LANES).zip(values.chunks_mut(LANES)) {
-                E::store(simd, chunk(simd, v), &mut rounded);
-                values.copy_from_slice(&rounded[..values.len()]);
+                let values = &mut values[slot * head_dim..][..head_dim];
+                for (v, values) in v.chunks(LANES).zip(values.chunks_mut(LANES)) {
+                    E::store(simd, chunk(simd, v), &mut rounded);
+                    values.copy_from_slice(&rounded[..values.len()]);
+                }
             }
         }
     }
@@ -300,6 +357,42 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn rows_of_a_step_go_where_single_tokens_do() {
+        for kind in [KvType::F32, KvType::F16, KvType::Bf16] {
+            let (kv_heads, head_dim, rows) = (3, 40, 200);
+            let (row, mut caches) = (kv_heads * head_dim, Vec::new());
+            let (k, v) = (uniforms(1, rows * row), uniforms(2, rows * row));
+            let spans = [
+                Span { first_row: 5, rows: 3, start: 61, pages: &[9, 3, 2] },
+                Span { first_row: 8, rows: 0, start: 7, pages: &[] },
+                Span { first_row: 10, rows: 190, start: 0, pages: &[0, 1, 4, 5, 6, 7] },
+            ];
+            let mut expected = KvPages::new(10, kv_heads, head_dim, kind).unwrap();
+            for span in &spans {
+                for i in 0..span.rows {
+                    let (position, at) = (span.start + i, (span.first_row + i) * row);
+                    let page = span.pages[position / PAGE];
+                    expected.write(page, position % PAGE, &k[at..at + row], &v[at..at + row]);
+                }
+            }
+            for threads in 1..4 {
+                let mut cache = KvPages::new(10, kv_heads, head_dim, kind).unwrap();
+                cache.write_rows(&Pool::new(threads), &spans, &k, &v);
+                caches.push(cache);
+            }
+            assert!(caches.iter().all(|cache| cache.bytes[..] == expected.bytes[..]));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "two spans")]
+    fn spans_that_share_a_page_panic() {
+        let mut cache = KvPages::new(2, 1, 4, KvType::F16).unwrap();
+        let span = Span { first_row: 0, rows: 1, start: 0, pages: &[1] };
+        cache.write_rows(&Pool::new(1), &[span, Span { first_row: 1, start: 1, ..span }], &[0.0; 8], &[0.0; 8]);
     }
 
     #[test]

@@ -52,12 +52,8 @@ mod tests {
 
     #[test]
     fn formats_read_well() {
-        let format = Format::Integer {
-            bits: Bits::Four,
-            group: 128,
-            offset: Offset::ZeroPoint,
-            scale: FloatType::Bf16,
-        };
+        let format =
+            Format::Integer { bits: Bits::Four, group: 128, offset: Offset::ZeroPoint, scale: FloatType::Bf16 };
         assert_eq!(format.to_string(), "int4 g128 zero point bf16");
         assert_eq!(Format::Float(FloatType::F16).to_string(), "f16");
     }

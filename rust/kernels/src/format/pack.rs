@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::layout::{Layout, PANEL, TILE, store_float};
+use super::layout::{CELL, Layout, PANEL, STEP, TILE, store_float};
 use super::packed::half_index;
-use super::{FloatType, Format, Offset, PackedMatrix, Precision, RowCodes};
+use super::{Bits, FloatType, Format, Offset, PackedMatrix, Precision, RowCodes};
 use crate::memory::{AlignedBytes, OutOfMemory};
 
 /// Why a matrix could not be packed; `E` is the error of the row source.
@@ -208,7 +208,7 @@ fn store_codes<E>(
     bytes: &mut [u8],
 ) -> Result<(), PackError<E>> {
     let records = layout.records(tiles);
-    let group = records.steps * super::layout::STEP;
+    let group = records.steps * STEP;
     let maximum = records.bits.maximum();
     let offsets = if records.offset == Offset::Symmetric { 0 } else { records.groups };
     let lengths = [
@@ -219,7 +219,8 @@ fn store_codes<E>(
     if let Some(&(field, got, expected)) = lengths.iter().find(|(_, got, expected)| got != expected) {
         return Err(PackError::Length { row, field, got, expected });
     }
-    if let Some(column) = codes.codes.iter().position(|&code| code > maximum) {
+    if codes.codes.iter().copied().max() > Some(maximum) {
+        let column = codes.codes.iter().position(|&code| code > maximum).unwrap_or(0);
         return Err(PackError::Code { row, column, got: codes.codes[column], maximum });
     }
     let holds = |value: f32| value.is_finite() && records.scale.round(value) == value;
@@ -227,9 +228,20 @@ fn store_codes<E>(
     for (g, codes_of_group) in codes.codes.chunks(group).enumerate() {
         let steps = records.steps(g);
         let record = &mut bytes[records.start(g)..];
-        for (i, &code) in codes_of_group.iter().enumerate() {
-            let (at, shift) = records.code(row_in_panel, i);
-            record[at] |= code << shift;
+        for (step, codes) in codes_of_group.chunks(STEP).enumerate() {
+            let mut eight = [0; STEP];
+            eight[..codes.len()].copy_from_slice(codes);
+            let (at, _) = records.code(row_in_panel, step * STEP);
+            let [first, second] =
+                [0, 4].map(|i| u32::from_le_bytes([eight[i], eight[i + 1], eight[i + 2], eight[i + 3]]));
+            match records.bits {
+                Bits::Four => record[at..at + 4].copy_from_slice(&(first | second << 4).to_le_bytes()),
+                Bits::Eight => {
+                    record[at..at + 4].copy_from_slice(&first.to_le_bytes());
+                    let at = at + tiles * CELL;
+                    record[at..at + 4].copy_from_slice(&second.to_le_bytes());
+                }
+            }
         }
         let scale = codes.scales[g];
         if !holds(scale) {

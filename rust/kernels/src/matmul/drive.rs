@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::input::Input;
 use super::{float, scalar};
-use crate::activation::{Activation, activate_multiply};
+use crate::activation::{Activation, activate_multiply_with};
 use crate::format::layout::{PANEL, TILE};
 use crate::format::{Format, PackedMatrix, Precision};
 use crate::isa::Isa;
@@ -155,19 +155,16 @@ impl Region<'_> {
         let n = target.matrix.rows();
         let first = panel * PANEL + tiles.start * TILE;
         let rows = first..(first + width).min(n);
-        if tokens.len() > STREAM {
-            for token in tokens.clone() {
-                // SAFETY: the partition gives each (token, tile) to one thread.
-                let out = unsafe { target.out.slice(token * n + rows.start..token * n + rows.end) };
-                for line in out.chunks(16) { unsafe { std::arch::x86_64::_mm_prefetch::<3>(line.as_ptr().cast()) } }
-            }
+        for token in tokens.clone() {
+            // Rows of `out` lie far apart: fetched now, they arrive while the product runs.
+            prefetch(&target.out, token * n + rows.start..token * n + rows.end);
         }
         let y = &mut scratch.y.0[..tokens.len() * width];
         self.product(target.matrix, panel, tiles.clone(), tokens.clone(), y, &mut scratch.widened);
         if let Some(gated) = &target.gated {
             let up = &mut scratch.up.0[..tokens.len() * width];
             self.product(gated.up, panel, tiles.clone(), tokens.clone(), up, &mut scratch.widened);
-            activate_multiply(gated.activation, y, up);
+            activate_multiply_with(self.isa, gated.activation, y, up);
         }
         for (token, y) in tokens.zip(y.chunks_exact(width)) {
             // SAFETY: the partition gives each (token, tile) to one thread.
@@ -206,6 +203,21 @@ impl Region<'_> {
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512Vnni => unreachable!("an unavailable level"),
         }
+    }
+}
+
+/// Asks for the cache lines of `range`.
+fn prefetch(out: &Disjoint<'_, f32>, range: Range<usize>) {
+    // SAFETY: the partition gives each (token, tile) to one thread.
+    let out = unsafe { out.slice(range) };
+    for line in out.chunks(TILE) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch is a hint and reads nothing.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = line;
     }
 }
 

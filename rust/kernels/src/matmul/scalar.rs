@@ -86,12 +86,3 @@ fn finish(records: &Records, scales: &[u8], tile: usize, group: &Group, sums: &[
         }
     }
 }
-
-/// `y += x · Wᵀ` for float weights `w: (k, width)`, rows `x` of stride `stride`, and `y: (tokens, width)`.
-pub(crate) fn float(w: &[f32], width: usize, x: &[f32], stride: usize, y: &mut [f32]) {
-    for (token, y) in y.chunks_exact_mut(width).enumerate() {
-        for (w, &x) in w.chunks_exact(width).zip(&x[token * stride..]) {
-            y.iter_mut().zip(w).for_each(|(y, &w)| *y = w.mul_add(x, *y));
-        }
-    }
-}

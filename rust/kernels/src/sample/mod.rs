@@ -8,7 +8,8 @@ mod truncate;
 
 use crate::isa::Isa;
 use crate::math::{exp_lanes, log};
-use crate::philox::{GUMBEL_BOUND, gumbel_lanes};
+use crate::philox::{GUMBEL_BOUND, VECTORS, gumbel_lanes, may_exceed, words};
+use crate::selftest::float_level;
 use crate::vector::{Kernel, LANES, Simd, dispatch};
 
 pub use counts::TokenCounts;
@@ -106,7 +107,7 @@ pub enum SampleError {
 /// # Panics
 /// When `allowed` is shorter than the row, or there are no logits.
 pub fn sample(logits: &mut [f32], sampling: &Sampling<'_>, history: &TokenCounts) -> Result<Draw, SampleError> {
-    sample_with(Isa::active(), logits, sampling, history)
+    sample_with(float_level(), logits, sampling, history)
 }
 
 /// [`sample`] on a given level.
@@ -299,28 +300,38 @@ fn gumbel_max<S: Simd>(simd: S, row: Row<'_>, cut: Cut, sampling: &Sampling<'_>)
     // The mode first: most of the others can't beat it, whatever their noise.
     let mut token = row.mode(simd);
     let mut best = f32::NEG_INFINITY;
-    let mode = token as usize / LANES * LANES;
-    for at in std::iter::once(mode).chain(row.blocks()) {
-        let x = row.block(simd, at);
-        let hopeful = simd.bits(simd.less(simd.splat(best - GUMBEL_BOUND), x));
-        if hopeful == 0 {
+    let step = VECTORS * LANES;
+    let mode = token as usize / step * step;
+    for first in std::iter::once(mode).chain((0..row.logits.len()).step_by(step)) {
+        let mut blocks = [simd.splat(f32::NEG_INFINITY); VECTORS];
+        let mut kept = [0; VECTORS];
+        for (i, at) in (first..row.logits.len()).step_by(LANES).take(VECTORS).enumerate() {
+            blocks[i] = row.block(simd, at);
+            kept[i] = simd.bits(simd.less(simd.splat(best - GUMBEL_BOUND), blocks[i])) & cut.kept(simd, blocks[i], at);
+        }
+        if kept == [0; VECTORS] {
             continue;
         }
-        let kept = cut.kept(simd, x, at) & hopeful;
-        if kept == 0 {
-            continue;
-        }
-        let score = simd.add(x, gumbel_lanes(simd, sampling.seed, sampling.position, at as u32));
-        let winners = kept & !simd.bits(simd.less(score, simd.splat(best)));
-        if winners == 0 {
-            continue;
-        }
-        let mut scores = [0.0; LANES];
-        simd.store(score, &mut scores);
-        for lane in lanes(winners) {
-            let candidate = (at + lane) as u32;
-            if scores[lane] > best || (scores[lane] == best && candidate < token) {
-                (best, token) = (scores[lane], candidate);
+        let words = words(sampling.seed, sampling.position, first as u32);
+        for i in 0..VECTORS {
+            // Only noise above best - x can win; most words rule it out before any logarithm.
+            let bound = exp_lanes(simd, simd.sub(blocks[i], simd.splat(best)));
+            let hopeful = kept[i] & simd.bits(may_exceed(simd, &words[i], bound));
+            if hopeful == 0 {
+                continue;
+            }
+            let score = simd.add(blocks[i], gumbel_lanes(simd, &words[i]));
+            let winners = hopeful & !simd.bits(simd.less(score, simd.splat(best)));
+            if winners == 0 {
+                continue;
+            }
+            let mut scores = [0.0; LANES];
+            simd.store(score, &mut scores);
+            for lane in lanes(winners) {
+                let candidate = (first + i * LANES + lane) as u32;
+                if scores[lane] > best || (scores[lane] == best && candidate < token) {
+                    (best, token) = (scores[lane], candidate);
+                }
             }
         }
     }

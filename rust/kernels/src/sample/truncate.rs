@@ -8,10 +8,12 @@ use super::{Row, Sampling, lanes};
 use crate::math::{exp, exp_lanes, log};
 use crate::vector::{LANES, Simd};
 
-/// Buckets; the last one holds the tokens that min-p excludes or that are impossible.
+/// Buckets; the last one gathers the tokens that are no candidates.
 const BUCKETS: usize = 2048;
-/// Log-probabilities further below the greatest share the last bucket but one: their mass is below 1e-14.
-const RANGE: f32 = 32.0;
+/// Where top-k looks first: far fewer tokens are less likely than the greatest by `e^16` than `k` asks for.
+const NEAR: f32 = 16.0;
+/// Tokens further below the greatest than this share a bucket.
+const FAR: f32 = 64.0;
 /// 2^23: adding it leaves the nearest integer in the low bits of the sum.
 const INTEGER: f32 = 8_388_608.0;
 
@@ -45,12 +47,6 @@ fn key(x: f32, token: u32) -> u64 {
     u64::from(x.abs().to_bits()) << 32 | u64::from(token)
 }
 
-#[derive(Clone, Copy)]
-struct Bucket {
-    mass: f64,
-    count: usize,
-}
-
 /// `min_p`, then `top_k`, then `top_p`.
 #[inline(always)]
 pub(super) fn cut<S: Simd>(simd: S, row: Row<'_>, sampling: &Sampling<'_>) -> Cut {
@@ -61,62 +57,143 @@ pub(super) fn cut<S: Simd>(simd: S, row: Row<'_>, sampling: &Sampling<'_>) -> Cu
     if top_k.is_none() && sampling.top_p >= 1.0 {
         return cut;
     }
-    let width = lowest(simd, row).max(floor).max(-RANGE);
-    // Negative, so that products with logits are positive.
-    let scale = if width < 0.0 { (BUCKETS - 2) as f32 / width } else { 0.0 };
-    let buckets = histogram(simd, row, cut, scale);
-    let mut mass: f64 = buckets.iter().map(|bucket| bucket.mass).sum();
-    let mut last = BUCKETS - 2;
+    let lowest = lowest(simd, row).max(floor);
     if let Some(k) = top_k {
-        let k = k.max(1);
-        let mut before = Bucket { mass: 0.0, count: 0 };
-        let crossing = buckets.iter().position(|bucket| {
-            let reached = before.count + bucket.count >= k;
-            if !reached {
-                before = Bucket { mass: before.mass + bucket.mass, count: before.count + bucket.count };
-            }
-            reached
-        });
-        if let Some(crossing) = crossing {
-            let keys = members(simd, row, cut, scale, crossing);
-            let kept = &keys[..k - before.count];
-            mass = kept.iter().fold(before.mass, |mass, &key| mass + mass_of(key));
-            cut = Cut::of_key(kept[kept.len() - 1]);
-            last = crossing;
+        let k = k.max(1) as f64;
+        let near = Histogram::new(simd, row, cut, Weight::Count, lowest.max(-NEAR), -NEAR);
+        if near.total() >= k {
+            cut = near.reach(simd, row, cut, k);
+        } else {
+            let all = Histogram::new(simd, row, cut, Weight::Count, lowest.max(-FAR), f32::MIN);
+            cut = all.reach(simd, row, cut, k);
         }
     }
     if sampling.top_p < 1.0 {
-        let target = f64::from(sampling.top_p) * mass;
-        let mut reached = 0.0;
-        let whole = buckets[..last].iter().position(|bucket| {
-            let crosses = bucket.count > 0 && reached + bucket.mass >= target;
-            if !crosses {
-                reached += bucket.mass;
-            }
-            crosses
-        });
-        for key in members(simd, row, cut, scale, whole.unwrap_or(last)) {
-            cut = Cut::of_key(key);
-            reached += mass_of(key);
-            if reached >= target {
-                break;
-            }
-        }
+        // Were all tokens below this, together they would weigh less than the share that top-p drops.
+        let negligible = log((1.0 - sampling.top_p.max(0.0)) / row.logits.len() as f32) - 1.0;
+        let histogram = Histogram::new(simd, row, cut, Weight::Mass, lowest.max(negligible), negligible);
+        cut = histogram.reach(simd, row, cut, f64::from(sampling.top_p) * (histogram.total() + histogram.rest));
     }
     cut
 }
 
-/// Mass of a token relative to the most likely one.
-fn mass_of(key: u64) -> f64 {
-    f64::from(exp(-f32::from_bits((key >> 32) as u32)))
+/// What is added up from the most likely token on.
+#[derive(Clone, Copy, PartialEq)]
+enum Weight {
+    /// Tokens.
+    Count,
+    /// Probability relative to the most likely token's.
+    Mass,
 }
 
-/// The bucket of each lane, in the low bits of a float.
-#[inline(always)]
-fn bucket_of<S: Simd>(simd: S, x: S::F, kept: u16, scale: f32) -> S::F {
-    let y = simd.min(simd.mul(x, simd.splat(scale)), simd.splat((BUCKETS - 2) as f32));
-    let y = simd.select(simd.mask(kept), y, simd.splat((BUCKETS - 1) as f32));
-    simd.add(y, simd.splat(INTEGER))
+impl Weight {
+    fn of(self, key: u64) -> f64 {
+        match self {
+            Weight::Count => 1.0,
+            Weight::Mass => f64::from(exp(-f32::from_bits((key >> 32) as u32))),
+        }
+    }
+}
+
+/// Weights of the candidates, those kept so far whose logits are at least `floor`, by buckets of logits.
+struct Histogram {
+    weight: Weight,
+    floor: f32,
+    /// Buckets to a unit of the logits; negative, as these are.
+    scale: f32,
+    /// The greatest logits first; the last bucket is no candidates.
+    buckets: Vec<f64>,
+    /// Mass of the kept tokens that are no candidates.
+    rest: f64,
+}
+
+impl Histogram {
+    /// The buckets divide the logits from 0 down to `lowest`; candidates below share the last.
+    #[inline(always)]
+    fn new<S: Simd>(simd: S, row: Row<'_>, cut: Cut, weight: Weight, lowest: f32, floor: f32) -> Histogram {
+        let scale = if lowest < 0.0 { (BUCKETS - 2) as f32 / lowest } else { 0.0 };
+        let mut histogram = Histogram { weight, floor, scale, buckets: vec![0.0; BUCKETS], rest: 0.0 };
+        let (zero, one) = (simd.splat(0.0), simd.splat(1.0));
+        let mut rest = zero;
+        for at in row.blocks() {
+            let x = row.block(simd, at);
+            let kept = cut.kept(simd, x, at);
+            if kept == 0 {
+                continue;
+            }
+            let below = simd.bits(simd.less(x, simd.splat(floor)));
+            let mut weights = one;
+            if weight == Weight::Mass {
+                weights = exp_lanes(simd, x);
+                rest = simd.add(rest, simd.select(simd.mask(kept & below), weights, zero));
+            }
+            if kept & !below != 0 {
+                let (mut places, mut values) = ([0.0f32; LANES], [0.0; LANES]);
+                simd.store(histogram.places(simd, x, kept & !below), &mut places);
+                simd.store(weights, &mut values);
+                let buckets: &mut [f64; BUCKETS] = (&mut histogram.buckets[..]).try_into().expect("all buckets");
+                for (place, weight) in places.iter().zip(values) {
+                    buckets[place.to_bits() as usize % BUCKETS] += f64::from(weight);
+                }
+            }
+        }
+        histogram.buckets.truncate(BUCKETS - 1);
+        histogram.rest = f64::from(simd.sum(rest));
+        histogram
+    }
+
+    /// Weight of all candidates.
+    fn total(&self) -> f64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The bucket of each lane, in the low bits of a float.
+    #[inline(always)]
+    fn places<S: Simd>(&self, simd: S, x: S::F, candidates: u16) -> S::F {
+        let place = simd.min(simd.mul(x, simd.splat(self.scale)), simd.splat((BUCKETS - 2) as f32));
+        let place = simd.select(simd.mask(candidates), place, simd.splat((BUCKETS - 1) as f32));
+        simd.add(place, simd.splat(INTEGER))
+    }
+
+    /// Where the most likely candidates together first weigh `target`; `cut` when all of them don't.
+    #[inline(always)]
+    fn reach<S: Simd>(&self, simd: S, row: Row<'_>, cut: Cut, target: f64) -> Cut {
+        let mut reached = 0.0;
+        for (bucket, weight) in self.buckets.iter().enumerate() {
+            if *weight > 0.0 && reached + weight >= target {
+                for key in self.members(simd, row, cut, bucket) {
+                    reached += self.weight.of(key);
+                    if reached >= target {
+                        return Cut::of_key(key);
+                    }
+                }
+            } else {
+                reached += weight;
+            }
+        }
+        cut
+    }
+
+    /// Keys of the candidates of one bucket, ascending: most likely first.
+    #[inline(always)]
+    fn members<S: Simd>(&self, simd: S, row: Row<'_>, cut: Cut, bucket: usize) -> Vec<u64> {
+        let wanted = simd.splat(bucket as f32 + INTEGER);
+        let mut keys = Vec::new();
+        for at in row.blocks() {
+            let x = row.block(simd, at);
+            let candidates = cut.kept(simd, x, at) & !simd.bits(simd.less(x, simd.splat(self.floor)));
+            let places = self.places(simd, x, candidates);
+            let other = simd.bits(simd.less(places, wanted)) | simd.bits(simd.less(wanted, places));
+            let found = candidates & !other;
+            if found != 0 {
+                let mut values = [0.0; LANES];
+                simd.store(x, &mut values);
+                keys.extend(lanes(found).map(|lane| key(values[lane], (at + lane) as u32)));
+            }
+        }
+        keys.sort_unstable();
+        keys
+    }
 }
 
 /// The least tempered logit above minus infinity.
@@ -129,47 +206,4 @@ fn lowest<S: Simd>(simd: S, row: Row<'_>) -> f32 {
         depth = simd.max(depth, simd.select(simd.less(nothing, x), simd.sub(zero, x), zero));
     }
     -simd.maximum(depth)
-}
-
-#[inline(always)]
-fn histogram<S: Simd>(simd: S, row: Row<'_>, cut: Cut, scale: f32) -> Vec<Bucket> {
-    let mut buckets = vec![Bucket { mass: 0.0, count: 0 }; BUCKETS];
-    for at in row.blocks() {
-        let x = row.block(simd, at);
-        let kept = cut.kept(simd, x, at);
-        if kept == 0 {
-            continue;
-        }
-        let (mut places, mut masses) = ([0.0f32; LANES], [0.0; LANES]);
-        simd.store(bucket_of(simd, x, kept, scale), &mut places);
-        simd.store(exp_lanes(simd, x), &mut masses);
-        for (place, mass) in places.iter().zip(masses) {
-            let bucket = &mut buckets[place.to_bits() as usize % BUCKETS];
-            bucket.mass += f64::from(mass);
-            bucket.count += 1;
-        }
-    }
-    buckets[BUCKETS - 1] = Bucket { mass: 0.0, count: 0 };
-    buckets
-}
-
-/// Keys of the kept tokens of one bucket, ascending: most likely first.
-#[inline(always)]
-fn members<S: Simd>(simd: S, row: Row<'_>, cut: Cut, scale: f32, bucket: usize) -> Vec<u64> {
-    let wanted = simd.splat(bucket as f32 + INTEGER);
-    let mut keys = Vec::new();
-    for at in row.blocks() {
-        let x = row.block(simd, at);
-        let kept = cut.kept(simd, x, at);
-        let places = bucket_of(simd, x, kept, scale);
-        let other = simd.bits(simd.less(places, wanted)) | simd.bits(simd.less(wanted, places));
-        let found = kept & !other;
-        if found != 0 {
-            let mut values = [0.0; LANES];
-            simd.store(x, &mut values);
-            keys.extend(lanes(found).map(|lane| key(values[lane], (at + lane) as u32)));
-        }
-    }
-    keys.sort_unstable();
-    keys
 }

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::scalar::ROOT_HALF;
-use super::{Arithmetic, LANES, Simd};
+use super::{Arithmetic, Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -124,7 +124,7 @@ macro_rules! intrinsics {
 }
 
 impl Simd for Avx2 {
-    const ROWS: usize = 6;
+    const BLOCKS: &[usize] = &[1, 2, 3, 4, 6];
     const VECTORS: usize = 1;
 
     intrinsics! {
@@ -169,5 +169,11 @@ impl Simd for Avx2 {
             unsigned(_mm256_loadu_si256(x.as_ptr().cast())),
             unsigned(_mm256_loadu_si256(x[8..].as_ptr().cast())),
         ) }
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features.
+        unsafe { super::run_avx2(kernel) }
     }
 }

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::scalar::ROOT_HALF;
-use super::{Arithmetic, LANES, Simd};
+use super::{Arithmetic, Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and everything of the AVX2 level.
 #[derive(Clone, Copy)]
@@ -67,7 +67,7 @@ impl Arithmetic for Avx512 {
 }
 
 impl Simd for Avx512 {
-    const ROWS: usize = 12;
+    const BLOCKS: &[usize] = &[1, 2, 3, 4, 6, 7, 8, 12];
     const VECTORS: usize = 2;
 
     intrinsics! {
@@ -102,5 +102,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn mask(self, bits: u16) -> __mmask16 {
         bits
+    }
+
+    #[inline(always)]
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features.
+        unsafe { super::run_avx512(kernel) }
     }
 }

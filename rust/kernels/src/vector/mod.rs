@@ -53,9 +53,9 @@ pub(crate) trait Arithmetic: Copy {
 
 /// [`Arithmetic`] on [`LANES`] lanes that come from and go to memory.
 pub(crate) trait Simd: Arithmetic {
-    /// Rows of an attention block, and 16-lane vectors a row, that fit the registers as accumulators.
-    const ROWS: usize;
-    /// See [`Simd::ROWS`].
+    /// Rows that an attention block may have, ascending: with [`Simd::VECTORS`] accumulators each they fit the registers.
+    const BLOCKS: &[usize];
+    /// See [`Simd::BLOCKS`].
     const VECTORS: usize;
 
     fn load(self, x: &[f32; LANES]) -> Self::F;
@@ -73,6 +73,9 @@ pub(crate) trait Simd: Arithmetic {
     fn mask(self, bits: u16) -> Self::M;
     /// Correctly rounded from unsigned integers.
     fn of_u32(self, x: &[u32; LANES]) -> Self::F;
+
+    /// Runs `kernel` in a function of its own, which has all registers to itself.
+    fn call<K: Kernel>(self, kernel: K) -> K::Output;
 
     /// Up to [`LANES`] floats; the other lanes are zero.
     #[inline(always)]
@@ -121,6 +124,7 @@ fn best() -> Isa {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own features.
@@ -128,6 +132,7 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's own features.

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{Arithmetic, LANES, Simd};
+use super::{Arithmetic, Kernel, LANES, Simd};
 
 /// `N` lanes in plain Rust; `N = 1` serves single numbers.
 #[derive(Clone, Copy)]
@@ -105,7 +105,7 @@ fn tree(mut x: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 impl Simd for Scalar<LANES> {
-    const ROWS: usize = 4;
+    const BLOCKS: &[usize] = &[1, 4];
     const VECTORS: usize = 1;
 
     #[inline(always)]
@@ -147,5 +147,9 @@ impl Simd for Scalar<LANES> {
     #[inline(always)]
     fn of_u32(self, x: &[u32; LANES]) -> [f32; LANES] {
         std::array::from_fn(|i| x[i] as f32)
+    }
+
+    fn call<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
     }
 }

@@ -16,7 +16,13 @@ const LANES: usize = 8;
 
 /// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::matmul) fn quantize(x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
+pub(in crate::matmul) fn quantize(
+    x: &[f32],
+    group: usize,
+    precision: Precision,
+    codes: &mut [u8],
+    scales: &mut [Group],
+) {
     for ((x, codes), scale) in x.chunks(group).zip(codes.chunks_mut(group * 2)).zip(scales) {
         *scale = quantize_group(x, precision, codes);
     }
@@ -238,57 +244,6 @@ unsafe fn floats(start: *const u8, kind: FloatType, v: usize) -> __m256 {
             FloatType::Bf16 => {
                 let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(start.add(v * 16).cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-            }
-        }
-    }
-}
-
-/// `y += x · Wᵀ` for float weights `w: (k, width)`, rows `x` of stride `stride`, and `y: (tokens, width)`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::matmul) fn float(w: &[f32], width: usize, x: &[f32], stride: usize, y: &mut [f32]) {
-    let (k, tokens) = (w.len() / width, y.len() / width);
-    assert!(width.is_multiple_of(TILE) && x.len() >= (tokens - 1) * stride + k, "rows of x");
-    for first in (0..tokens).step_by(4) {
-        let y = &mut y[first * width..tokens.min(first + 4) * width];
-        let x = &x[first * stride..];
-        for tile in 0..width / TILE {
-            // SAFETY: the assert covers the rows of x; y is cut to whole rows, w is (k, width).
-            unsafe {
-                match y.len() / width {
-                    1 => float_block::<1>(w, width, tile, x, stride, y),
-                    2 => float_block::<2>(w, width, tile, x, stride, y),
-                    3 => float_block::<3>(w, width, tile, x, stride, y),
-                    _ => float_block::<4>(w, width, tile, x, stride, y),
-                }
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn float_block<const M: usize>(w: &[f32], width: usize, tile: usize, x: &[f32], stride: usize, y: &mut [f32]) {
-    // SAFETY: y is (M, width), w is (k, width), x has M rows of k inputs, and the tile lies inside the width.
-    unsafe {
-        let y = y.as_mut_ptr().add(tile * TILE);
-        let mut sums = [[_mm256_setzero_ps(); 2]; M];
-        for m in 0..M {
-            for v in 0..2 {
-                sums[m][v] = _mm256_loadu_ps(y.add(m * width + v * LANES));
-            }
-        }
-        for (k, w) in w.chunks_exact(width).enumerate() {
-            let w = w.as_ptr().add(tile * TILE);
-            let w = [_mm256_loadu_ps(w), _mm256_loadu_ps(w.add(LANES))];
-            for m in 0..M {
-                let x = _mm256_set1_ps(*x.as_ptr().add(m * stride + k));
-                for v in 0..2 {
-                    sums[m][v] = _mm256_fmadd_ps(w[v], x, sums[m][v]);
-                }
-            }
-        }
-        for m in 0..M {
-            for v in 0..2 {
-                _mm256_storeu_ps(y.add(m * width + v * LANES), sums[m][v]);
             }
         }
     }

@@ -19,61 +19,97 @@ use crate::format::layout::{CELL, Records, STEP, TILE};
 use crate::format::{Bits, FloatType, Offset, Precision};
 use crate::matmul::input::{Group, Plane, levels};
 
-/// Groups whose reductions and divisions share vectors.
+/// Groups whose divisions share vectors.
 const BATCH: usize = 16;
 
 /// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn quantize(x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
-    let bytes = if precision == Precision::A8 { 16 } else { 32 };
-    assert_eq!(codes.len(), x.len().div_ceil(16) * bytes, "codes of a row");
-    let batches = x.chunks(group * BATCH).zip(codes.chunks_mut(group / 16 * bytes * BATCH));
+pub(in crate::matmul) fn quantize(
+    x: &[f32],
+    group: usize,
+    precision: Precision,
+    codes: &mut [u8],
+    scales: &mut [Group],
+) {
+    match (group, precision == Precision::A8) {
+        (16, true) => quantize_row::<1, 16>(x, precision, codes, scales),
+        (16, false) => quantize_row::<1, 32>(x, precision, codes, scales),
+        (32, true) => quantize_row::<2, 16>(x, precision, codes, scales),
+        (32, false) => quantize_row::<2, 32>(x, precision, codes, scales),
+        (64, true) => quantize_row::<4, 16>(x, precision, codes, scales),
+        (64, false) => quantize_row::<4, 32>(x, precision, codes, scales),
+        (_, true) => quantize_row::<8, 16>(x, precision, codes, scales),
+        (_, false) => quantize_row::<8, 32>(x, precision, codes, scales),
+    }
+}
+
+/// Groups of `V` vectors; 16 inputs become `BYTES` of codes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_row<const V: usize, const BYTES: usize>(
+    x: &[f32],
+    precision: Precision,
+    codes: &mut [u8],
+    scales: &mut [Group],
+) {
+    let (whole, short) = x.split_at(x.len() / (V * 16) * (V * 16));
+    let groups = whole.as_chunks().0.as_chunks::<V>().0;
+    let (blocks, short_codes) = codes.split_at_mut(groups.len() * V * BYTES);
+    let blocks = blocks.as_chunks_mut::<BYTES>().0.as_chunks_mut::<V>().0;
+    let batches = groups.chunks(BATCH).zip(blocks.chunks_mut(BATCH));
     for ((x, codes), scales) in batches.zip(scales.chunks_mut(BATCH)) {
-        let mut absmax = Lanes([0; BATCH]);
-        for (absmax, x) in absmax.0.iter_mut().zip(x.chunks(group)) {
-            for line in (0..group * 4).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(4096 + line));
+        quantize_batch(x, precision, codes, scales);
+    }
+    if !short.is_empty() {
+        let (mut padded, mut padded_codes) = ([[0.0; 16]; V], [[0; BYTES]; V]);
+        padded.as_flattened_mut()[..short.len()].copy_from_slice(short);
+        quantize_batch(&[padded], precision, std::array::from_mut(&mut padded_codes), &mut scales[groups.len()..]);
+        short_codes.copy_from_slice(&padded_codes.as_flattened()[..short_codes.len()]);
+    }
+}
+
+/// At most 16 groups.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_batch<const V: usize, const BYTES: usize>(
+    x: &[[[f32; 16]; V]],
+    precision: Precision,
+    codes: &mut [[[u8; BYTES]; V]],
+    scales: &mut [Group],
+) {
+    let sign = _mm512_set1_epi32(i32::MAX);
+    let mut absmax = Lanes([0; BATCH]);
+    for (absmax, x) in absmax.0.iter_mut().zip(x) {
+        let mut max = _mm512_setzero_si512();
+        for x in x {
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(PAGE));
+            max = _mm512_max_epi32(max, _mm512_and_si512(_mm512_castps_si512(load(x)), sign));
+        }
+        *absmax = _mm512_reduce_max_epi32(max);
+    }
+    let (factors, steps) = factors_of(&absmax, precision);
+    for (i, ((x, codes), scale)) in x.iter().zip(codes).zip(scales).enumerate() {
+        let mut sums = _mm512_setzero_si512();
+        if factors.0[i] == 0.0 {
+            // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves.
+            codes.as_flattened_mut().fill(0);
+        } else {
+            let factor = _mm512_set1_ps(factors.0[i]);
+            for (x, codes) in x.iter().zip(codes) {
+                sums = _mm512_add_epi32(sums, store_codes(_mm512_mul_ps(load(x), factor), codes));
             }
-            *absmax = absmax_of(x);
         }
-        let (factors, steps) = factors_of(&absmax, precision);
-        let mut sums = Lanes([0; BATCH]);
-        let groups = x.chunks(group).zip(codes.chunks_mut(group / 16 * bytes));
-        for (((x, codes), &factor), sum) in groups.zip(&factors.0).zip(&mut sums.0) {
-            if factor == 0.0 {
-                // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves.
-                codes.fill(0);
-            } else if precision == Precision::A8 {
-                *sum = codes_of::<16>(x, factor, codes);
-            } else {
-                *sum = codes_of::<32>(x, factor, codes);
-            }
-        }
-        for ((out, &scale), &sum) in scales.iter_mut().zip(&steps.0).zip(&sums.0) {
-            *out = Group::new(scale, sum);
-        }
+        *scale = Group::new(steps.0[i], _mm512_reduce_add_epi32(sums));
     }
 }
 
 #[repr(align(64))]
 struct Lanes<T>([T; BATCH]);
 
-/// The first 16 of `x`, zeros behind its end.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(x: &[f32]) -> __m512 {
-    let mask = if x.len() < 16 { (1 << x.len()) - 1 } else { u16::MAX };
-    // SAFETY: the mask keeps the load inside the slice.
-    unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) }
-}
-
-/// The maximum of the bits of `|x|`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn absmax_of(x: &[f32]) -> i32 {
-    let sign = _mm512_set1_epi32(i32::MAX);
-    let absolute = |x| _mm512_and_si512(_mm512_castps_si512(load(x)), sign);
-    _mm512_reduce_max_epi32(x.chunks(16).fold(_mm512_setzero_si512(), |max, x| _mm512_max_epi32(max, absolute(x))))
+fn load(x: &[f32; 16]) -> __m512 {
+    // SAFETY: the array has 16 elements.
+    unsafe { _mm512_loadu_ps(x.as_ptr()) }
 }
 
 /// `input::factors` of 16 groups.
@@ -98,39 +134,38 @@ fn factors_of(absmax: &Lanes<i32>, precision: Precision) -> (Lanes<f32>, Lanes<f
     }
 }
 
-/// The codes of one group, 16 inputs in `BYTES`; returns their sum.
+/// Rounds 16 activations to codes and stores them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn codes_of<const BYTES: usize>(x: &[f32], factor: f32, codes: &mut [u8]) -> i32 {
-    let factor = _mm512_set1_ps(factor);
-    let mut sums = _mm512_setzero_si512();
-    for (x, codes) in x.chunks(16).zip(codes.chunks_exact_mut(BYTES)) {
-        // The default rounding mode is half to even.
-        let xq = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), factor));
-        sums = _mm512_add_epi32(sums, xq);
-        // SAFETY: the chunk is 16 or 32 bytes long.
-        unsafe {
-            if BYTES == 16 {
-                _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq));
-            } else {
-                let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
-                let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
-                _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
-                _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm_unpackhi_epi32(high, low));
-            }
+fn store_codes<const BYTES: usize>(x: __m512, codes: &mut [u8; BYTES]) -> __m512i {
+    // The default rounding mode is half to even.
+    let xq = _mm512_cvtps_epi32(x);
+    // SAFETY: there are 16 or 32 bytes.
+    unsafe {
+        if BYTES == 16 {
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq));
+        } else {
+            let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
+            let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
+            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
+            _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm_unpackhi_epi32(high, low));
         }
     }
-    _mm512_reduce_add_epi32(sums)
+    xq
 }
 
 const SYMMETRIC: u8 = 0;
 const ZERO_POINT: u8 = 1;
 const MINIMUM: u8 = 2;
 
-/// Inputs of the span of groups that all tokens pass before the next span, so that its codes are read from memory once.
+/// Up to this many tokens a panel is streamed from memory once; more tokens make arithmetic the limit.
+const STREAM: usize = 16;
+/// Inputs of the span of groups that all tokens of a stream pass while the next span is on its way.
+const STREAM_SPAN: usize = 256;
+/// The same for many tokens, whose codes stay in the first-level cache.
 const SPAN: usize = 768;
-
-const STREAM_SPAN: usize = 512;
+/// How far ahead of a single block its codes are fetched: one page.
+const PAGE: usize = 4096;
 
 /// One panel, the quantised rows and the outputs; pointers and the strides between their elements.
 struct Operands<'a> {
@@ -170,68 +205,61 @@ pub(in crate::matmul) fn integer(
         y: y.as_mut_ptr(),
         width,
     };
-    let span = (SPAN / (records.steps * STEP)).max(1);
     let (o, t, m) = (&operands, tiles.clone(), tokens.len());
     // SAFETY: the asserts above cover every address that a panel, its tiles and the tokens give.
     unsafe {
         match (records.bits, plane.precision, records.offset) {
-            (Bits::Four, Precision::A8, Offset::Symmetric) => blocks::<true, 1, SYMMETRIC>(o, t, m, span),
-            (Bits::Four, Precision::A8, Offset::ZeroPoint) => blocks::<true, 1, ZERO_POINT>(o, t, m, span),
-            (Bits::Four, Precision::A8, Offset::Minimum) => blocks::<true, 1, MINIMUM>(o, t, m, span),
-            (Bits::Four, _, Offset::Symmetric) => blocks::<true, 2, SYMMETRIC>(o, t, m, span),
-            (Bits::Four, _, Offset::ZeroPoint) => blocks::<true, 2, ZERO_POINT>(o, t, m, span),
-            (Bits::Four, _, Offset::Minimum) => blocks::<true, 2, MINIMUM>(o, t, m, span),
-            (Bits::Eight, Precision::A8, Offset::Symmetric) => blocks::<false, 1, SYMMETRIC>(o, t, m, span),
-            (Bits::Eight, Precision::A8, Offset::ZeroPoint) => blocks::<false, 1, ZERO_POINT>(o, t, m, span),
-            (Bits::Eight, Precision::A8, Offset::Minimum) => blocks::<false, 1, MINIMUM>(o, t, m, span),
-            (Bits::Eight, _, Offset::Symmetric) => blocks::<false, 2, SYMMETRIC>(o, t, m, span),
-            (Bits::Eight, _, Offset::ZeroPoint) => blocks::<false, 2, ZERO_POINT>(o, t, m, span),
-            (Bits::Eight, _, Offset::Minimum) => blocks::<false, 2, MINIMUM>(o, t, m, span),
+            (Bits::Four, Precision::A8, Offset::Symmetric) => blocks::<true, 1, SYMMETRIC>(o, t, m),
+            (Bits::Four, Precision::A8, Offset::ZeroPoint) => blocks::<true, 1, ZERO_POINT>(o, t, m),
+            (Bits::Four, Precision::A8, Offset::Minimum) => blocks::<true, 1, MINIMUM>(o, t, m),
+            (Bits::Four, _, Offset::Symmetric) => blocks::<true, 2, SYMMETRIC>(o, t, m),
+            (Bits::Four, _, Offset::ZeroPoint) => blocks::<true, 2, ZERO_POINT>(o, t, m),
+            (Bits::Four, _, Offset::Minimum) => blocks::<true, 2, MINIMUM>(o, t, m),
+            (Bits::Eight, Precision::A8, Offset::Symmetric) => blocks::<false, 1, SYMMETRIC>(o, t, m),
+            (Bits::Eight, Precision::A8, Offset::ZeroPoint) => blocks::<false, 1, ZERO_POINT>(o, t, m),
+            (Bits::Eight, Precision::A8, Offset::Minimum) => blocks::<false, 1, MINIMUM>(o, t, m),
+            (Bits::Eight, _, Offset::Symmetric) => blocks::<false, 2, SYMMETRIC>(o, t, m),
+            (Bits::Eight, _, Offset::ZeroPoint) => blocks::<false, 2, ZERO_POINT>(o, t, m),
+            (Bits::Eight, _, Offset::Minimum) => blocks::<false, 2, MINIMUM>(o, t, m),
         }
     }
 }
 
-/// Cuts (groups, tiles, tokens) into blocks whose sums fit the registers.
+/// Cuts (groups, tiles, tokens) into blocks whose sums fit the registers: 4 tiles wide while streaming, else 2.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn blocks<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
     o: &Operands<'_>,
     tiles: Range<usize>,
     tokens: usize,
-    span: usize,
 ) {
     let groups = o.records.groups;
-    // SAFETY: blocks lie inside the operands that the caller vouches for.
-    unsafe {
-        let whole = 4 / PLANES;
-        if tiles.len() == 4 && tokens <= whole {
-            return run::<FOUR, PLANES, OFFSET>(o, 0..groups, tiles.start, 0, 4, 0, tokens, 4096);
-        }
-        if tiles.len() == 4 && tokens <= 16 {
-            let span = (STREAM_SPAN / (o.records.steps * STEP)).max(1);
-            for first in (0..groups).step_by(span) {
-                let groups = first..(first + span).min(groups);
-                for token in (0..tokens).step_by(whole) {
-                    let ahead = if token == 0 { span * o.record_bytes } else { 0 };
-                    let m = (tokens - token).min(whole);
-                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, 0, 4, token, m, ahead);
-                }
-            }
-            return;
-        }
-        let most = if PLANES == 1 { 6 } else { 4 };
-        for first in (0..groups).step_by(span) {
-            let groups = first..(first + span).min(groups);
-            for tile in (0..tiles.len()).step_by(2) {
-                for token in (0..tokens).step_by(most) {
-                    let (t, m) = ((tiles.len() - tile).min(2), (tokens - token).min(most));
-                    run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, tile, t, token, m, 0);
-                }
+    let stream = tokens <= STREAM;
+    let (most_tiles, most_tokens) = match (stream && tiles.len() == 4, PLANES) {
+        (true, _) => (4, 4 / PLANES),
+        (false, 1) => (2, 6),
+        (false, _) => (2, 4),
+    };
+    let single = tiles.len() <= most_tiles && tokens <= most_tokens;
+    let inputs = if stream { STREAM_SPAN } else { SPAN };
+    let span = if single { groups } else { (inputs / (o.records.steps * STEP)).max(1) };
+    for first in (0..groups).step_by(span) {
+        let groups = first..(first + span).min(groups);
+        for tile in (0..tiles.len()).step_by(most_tiles) {
+            for token in (0..tokens).step_by(most_tokens) {
+                let (t, m) = ((tiles.len() - tile).min(most_tiles), (tokens - token).min(most_tokens));
+                let ahead = match (stream && token == 0, single) {
+                    (true, true) => PAGE,
+                    (true, false) => span * o.record_bytes,
+                    (false, _) => 0,
+                };
+                // SAFETY: the block lies inside the operands that the caller vouches for.
+                unsafe { run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, tile, t, token, m, ahead) };
             }
         }
     }
 }
 
-/// Chooses the instance for `t` tiles from the `tile`-th, and `m` tokens from `token`.
+/// Chooses the instance for `t` tiles from the `tile`-th, and `m` tokens from `token`; see `block`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn run<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
     o: &Operands<'_>,
@@ -267,7 +295,8 @@ unsafe fn run<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
     }
 }
 
-/// `T` tiles × `M` tokens over the groups `g`, sums in registers. The panel pointer stands at tile `start`.
+/// `T` tiles × `M` tokens over the groups `g`, sums in registers. The panel pointer stands at tile `start`; codes are
+/// fetched `ahead` bytes ahead.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn block<const FOUR: bool, const PLANES: usize, const OFFSET: u8, const T: usize, const M: usize>(
     o: &Operands<'_>,
@@ -399,68 +428,6 @@ unsafe fn floats(start: *const u8, kind: FloatType, t: usize) -> __m512 {
             FloatType::Bf16 => {
                 let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(start.add(t * 32).cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-            }
-        }
-    }
-}
-
-/// `y += x · Wᵀ` for float weights `w: (k, width)`, rows `x` of stride `stride`, and `y: (tokens, width)`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn float(w: &[f32], width: usize, x: &[f32], stride: usize, y: &mut [f32]) {
-    let (k, tokens) = (w.len() / width, y.len() / width);
-    assert!(width.is_multiple_of(TILE) && x.len() >= (tokens - 1) * stride + k, "rows of x");
-    for first in (0..tokens).step_by(6) {
-        let y = &mut y[first * width..tokens.min(first + 6) * width];
-        let x = &x[first * stride..];
-        // SAFETY: the assert covers the rows of x; y is cut to whole rows, w is (k, width).
-        unsafe {
-            match y.len() / width {
-                1 => float_tokens::<1>(w, width, x, stride, y),
-                2 => float_tokens::<2>(w, width, x, stride, y),
-                3 => float_tokens::<3>(w, width, x, stride, y),
-                4 => float_tokens::<4>(w, width, x, stride, y),
-                5 => float_tokens::<5>(w, width, x, stride, y),
-                _ => float_tokens::<6>(w, width, x, stride, y),
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_tokens<const M: usize>(w: &[f32], width: usize, x: &[f32], stride: usize, y: &mut [f32]) {
-    // SAFETY: the caller vouches for M rows of x and y.
-    unsafe {
-        match width / TILE {
-            1 => float_block::<M, 1>(w, x, stride, y),
-            2 => float_block::<M, 2>(w, x, stride, y),
-            3 => float_block::<M, 3>(w, x, stride, y),
-            _ => float_block::<M, 4>(w, x, stride, y),
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn float_block<const M: usize, const T: usize>(w: &[f32], x: &[f32], stride: usize, y: &mut [f32]) {
-    // SAFETY: y is (M, T * 16), w is (k, T * 16), and x has M rows of k inputs.
-    unsafe {
-        let y = y.as_mut_ptr();
-        let mut sums = [[_mm512_setzero_ps(); T]; M];
-        for m in 0..M {
-            for t in 0..T {
-                sums[m][t] = _mm512_loadu_ps(y.add((m * T + t) * TILE));
-            }
-        }
-        for (k, w) in w.chunks_exact(T * TILE).enumerate() {
-            for m in 0..M {
-                let x = _mm512_set1_ps(*x.as_ptr().add(m * stride + k));
-                for t in 0..T {
-                    sums[m][t] = _mm512_fmadd_ps(_mm512_loadu_ps(w.as_ptr().add(t * TILE)), x, sums[m][t]);
-                }
-            }
-        }
-        for m in 0..M {
-            for t in 0..T {
-                _mm512_storeu_ps(y.add((m * T + t) * TILE), sums[m][t]);
             }
         }
     }
