@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import _core
+from .sampling import integer
 
 __all__ = ["Limits", "limits", "measure", "measured", "memory", "warnings"]
 
@@ -31,7 +32,7 @@ _measured: dict[int, Limits] = {}
 
 def measure(threads: int | None = None) -> Limits:
     """Measures the limits now, in about half a second; neighbours on the same machine lower them."""
-    count = threads or _core.default_threads()
+    count = _core.default_threads() if threads is None else integer("threads", threads, 1)
     _measured[count] = Limits(count, *_core.probe_limits(count))
     return _measured[count]
 

@@ -67,7 +67,13 @@ def locate(model: str | os.PathLike[str]) -> Path:
         UnsupportedError: the files are of a kind farthing does not read.
     """
     path = Path(model).expanduser()
-    if os.fspath(model) and path.exists():
+    try:
+        exists = bool(os.fspath(model)) and path.exists()
+    except OSError as error:  # a name longer than the file system allows
+        raise ModelNotFoundError(
+            f"model: got {os.fspath(model)!r}, expected a path that can be read: {error}"
+        ) from None
+    if exists:
         return _local(path)
     if not isinstance(model, str):
         raise ModelNotFoundError(f"model: got {os.fspath(model)!r}, expected a file or directory that exists")

@@ -89,7 +89,13 @@ impl Llm {
         let text = Text::of(&checkpoint)?;
         let total = checkpoint.tensors().map(|tensor| tensor.nbytes() as u64).sum();
         let report = |done| progress(Progress { done, total });
-        let model = Model::load(&checkpoint, options.weights, options.activations, &report)?;
+        let threads = options.threads.unwrap_or_else(default_threads);
+        // A pool of our own: the global one does not survive a fork.
+        let packers = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|error| Error::Stopped { reason: format!("no threads to pack with: {error}") })?;
+        let model = packers.install(|| Model::load(&checkpoint, options.weights, options.activations, &report))?;
         drop(checkpoint);
         let config = model.config().clone();
         let kv = options.kv.resolve(options.weights);
@@ -105,7 +111,7 @@ impl Llm {
         });
         let context = wanted.min(pages * PAGE);
         let cache = Cache::new(&config, pages, kv)?;
-        let pool = Pool::new(options.threads.unwrap_or_else(default_threads));
+        let pool = Pool::new(threads);
         let threads = pool.threads();
         let (resident_bytes, matrices) = (model.resident_bytes(), model.explain());
         let limits = Limits { max_sequences: options.max_sequences, chunk: options.chunk.unwrap_or(CHUNK) };
@@ -181,7 +187,7 @@ impl Llm {
                 detokenizer: self.text.tokenizer.clone().map(Detokenizer::new),
                 stops: StopStrings::new(&sampling.stop)
                     .map_err(|error| Error::argument("stop", error, "texts of at least one character"))?,
-                end_tokens: self.text.tokenizer.as_ref().map_or_else(Vec::new, |it| it.eos_ids().to_vec()),
+                end_tokens: self.text.end_tokens.clone(),
                 sampling,
                 text: String::new(),
                 logprobs: Vec::new(),

@@ -17,19 +17,27 @@ pub struct Text {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `None` for models that are no chat models; a template that doesn't compile fails only those who use it.
     pub template: Option<Result<ChatTemplate, TemplateError>>,
+    /// Tokens that end an answer, known even without a tokenizer.
+    pub end_tokens: Vec<u32>,
 }
 
 impl Text {
     /// Reads what the checkpoint carries.
     pub fn of(checkpoint: &Checkpoint) -> Result<Text, FormatError> {
-        let (tokenizer, source) = match &checkpoint.metadata {
+        let (tokenizer, source, stated) = match &checkpoint.metadata {
             Metadata::Gguf(table) => {
                 let tokenizer = vocabulary(table)?.map(Tokenizer::from_vocabulary).transpose()?;
-                (tokenizer, table.read::<&str>("tokenizer.chat_template")?.map(str::to_owned))
+                (tokenizer, table.read::<&str>("tokenizer.chat_template")?.map(str::to_owned), Vec::new())
             }
-            Metadata::HuggingFace(files) => (from_files(files)?, template_of(files)?),
+            Metadata::HuggingFace(files) => (from_files(files)?, template_of(files)?, end_tokens(files)?),
         };
-        Ok(Text { tokenizer: tokenizer.map(Arc::new), template: source.map(|source| ChatTemplate::new(&source)) })
+        let end_tokens = if stated.is_empty() {
+            tokenizer.as_ref().map_or_else(Vec::new, |tokenizer| tokenizer.eos_ids().to_vec())
+        } else {
+            stated
+        };
+        let template = source.map(|source| ChatTemplate::new(&source));
+        Ok(Text { tokenizer: tokenizer.map(Arc::new), template, end_tokens })
     }
 }
 
@@ -60,28 +68,26 @@ fn vocabulary(table: &Table) -> Result<Option<Vocabulary>, FormatError> {
     }))
 }
 
-/// The tokenizer of `tokenizer.json`; its end tokens are those that generation stops at.
+/// The tokenizer of `tokenizer.json`.
 fn from_files(files: &HuggingFace) -> Result<Option<Tokenizer>, FormatError> {
     let Some(bytes) = read(&files.directory.join("tokenizer.json"))? else { return Ok(None) };
-    let mut tokenizer = Tokenizer::from_json(&bytes, files.tokenizer_config.as_ref())?;
+    Ok(Some(Tokenizer::from_json(&bytes, files.tokenizer_config.as_ref())?))
+}
+
+/// `eos_token_id`, one or a list, of `generation_config.json`, else of `config.json`; empty when neither says.
+fn end_tokens(files: &HuggingFace) -> Result<Vec<u32>, FormatError> {
     let stated = |json: &Value| json.get("eos_token_id").filter(|value| !value.is_null()).cloned();
-    let ids = files.generation_config.as_ref().and_then(stated).or_else(|| stated(&files.config));
-    if let Some(value) = ids {
-        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let list = value.as_array().map_or_else(|| vec![id(&value)], |list| list.iter().map(id).collect());
-        let wrong = || FormatError::Config {
-            key: "eos_token_id".to_owned(),
-            got: value.to_string(),
-            expected: "a token id or a list of them".to_owned(),
-        };
-        let list: Vec<u32> = list.into_iter().collect::<Option<_>>().ok_or_else(wrong)?;
-        // Tiny test configurations name ids that their tokenizer lacks; such an end never comes.
-        let known: Vec<u32> = list.into_iter().filter(|&id| (id as usize) < tokenizer.vocab_size()).collect();
-        if !known.is_empty() {
-            tokenizer.set_eos_ids(&known)?;
-        }
-    }
-    Ok(Some(tokenizer))
+    let Some(value) = files.generation_config.as_ref().and_then(stated).or_else(|| stated(&files.config)) else {
+        return Ok(Vec::new());
+    };
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let list = value.as_array().map_or_else(|| vec![id(&value)], |list| list.iter().map(id).collect());
+    let wrong = || FormatError::Config {
+        key: "eos_token_id".to_owned(),
+        got: value.to_string(),
+        expected: "a token id or a list of them".to_owned(),
+    };
+    list.into_iter().collect::<Option<_>>().ok_or_else(wrong)
 }
 
 /// The source of the chat template: a file of its own, or the entry of `tokenizer_config.json`, the one called
