@@ -135,7 +135,6 @@ DAMAGED: dict[str, Callable[[Path], None]] = {
     "tensor of another shape": header(lambda t: t[NORM].update(shape=[8, 8])),
     "tensor of a huge shape": header(lambda t: t[NORM].update(shape=[2**32, 2**32])),
     "tensor of unknown type": header(lambda t: t[NORM].update(dtype="F7")),
-    "tensor of integers": header(lambda t: t[NORM].update(dtype="I32")),
     "tensor beyond the end": header(lambda t: t[NORM].update(data_offsets=[2**40, 2**40 + 256])),
     "tensor backwards": header(lambda t: t[NORM].update(data_offsets=t[NORM]["data_offsets"][::-1])),
     "tensors overlap": header(lambda t: t[NORM].update(data_offsets=[0, 256])),

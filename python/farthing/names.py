@@ -70,9 +70,8 @@ def locate(model: str | os.PathLike[str]) -> Path:
     try:
         exists = bool(os.fspath(model)) and path.exists()
     except OSError as error:  # a name longer than the file system allows
-        raise ModelNotFoundError(
-            f"model: got {os.fspath(model)!r}, expected a path that can be read: {error}"
-        ) from None
+        message = f"model: got {os.fspath(model)!r}, expected a path that can be read: {error}"
+        raise ModelNotFoundError(message) from None
     if exists:
         return _local(path)
     if not isinstance(model, str):

@@ -108,7 +108,7 @@ impl Pool {
         let mut spins = 0u32;
         while shared.pending.0.load(Ordering::Acquire) > 0 {
             spins += 1;
-            if spins < 1 << 14 { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if spins < 1 << 11 { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
         let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(region);

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::model::config::Config;
 use farthing_kernels::attention::{KvPages, KvType, PAGE, Span};
+use farthing_kernels::pool::Pool;
 
 /// The pages of every layer; page `p` of a sequence is page `p` in each of them.
 #[derive(Debug)]
@@ -51,16 +52,8 @@ impl Cache {
     }
 
     /// Stores the keys and values `(t, kv_heads * head_dim)` of the rows in `spans`.
-    pub fn write(&mut self, layer: usize, spans: &[Span<'_>], keys: &[f32], values: &[f32]) {
-        let pages = &mut self.layers[layer];
-        let width = pages.kv_heads() * pages.head_dim();
-        for span in spans {
-            for row in 0..span.rows {
-                let (position, at) = (span.start + row, (span.first_row + row) * width);
-                let page = span.pages[position / PAGE];
-                pages.write(page, position % PAGE, &keys[at..at + width], &values[at..at + width]);
-            }
-        }
+    pub fn write(&mut self, pool: &Pool, layer: usize, spans: &[Span<'_>], keys: &[f32], values: &[f32]) {
+        self.layers[layer].write_rows(pool, spans, keys, values);
     }
 
     /// Gives `table` enough pages for `tokens` tokens; false, and nothing taken, when too few are free.

@@ -7,7 +7,7 @@ use crate::error::Error;
 use farthing_kernels::activation::activate_multiply;
 use farthing_kernels::attention::{AttentionShape, Span, attention};
 use farthing_kernels::matmul::{Input, Job, gated, matmul};
-use farthing_kernels::norm::{add, rms_norm};
+use farthing_kernels::norm::{add, rms_norm, rms_norm_in_place};
 use farthing_kernels::pool::Pool;
 use farthing_kernels::rope::rotate;
 
@@ -141,7 +141,7 @@ impl Model {
         let (t, hidden, spec) = (batch.positions.len(), self.config.hidden, &block.spec);
         let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let normed = sized(&mut scratch.normed, t * hidden);
-        rms_norm(&scratch.stream, &block.attention_norm, self.config.epsilon, normed);
+        self.norm(pool, &scratch.stream, &block.attention_norm, normed);
         scratch.input.prepare(pool, normed, t, hidden, &[&block.query.matrix, &block.key.matrix, &block.value.matrix]);
         let (queries, keys) = (sized(&mut scratch.queries, t * wide), sized(&mut scratch.keys, t * narrow));
         let values = sized(&mut scratch.values, t * narrow);
@@ -149,17 +149,20 @@ impl Model {
             .map(|(linear, out)| linear.job(out, false));
         matmul(pool, normed, t, &scratch.input, &mut jobs);
         if let Some((query_norm, key_norm)) = &block.head_norms {
-            let attended = sized(&mut scratch.attended, t * wide);
-            rms_norm(queries, query_norm, self.config.epsilon, attended);
-            queries.copy_from_slice(attended);
-            rms_norm(keys, key_norm, self.config.epsilon, &mut attended[..t * narrow]);
-            keys.copy_from_slice(&attended[..t * narrow]);
+            pool.rows(queries, wide, |_, rows| rms_norm_in_place(rows, query_norm, self.config.epsilon));
+            pool.rows(keys, narrow, |_, rows| rms_norm_in_place(rows, key_norm, self.config.epsilon));
         }
         if let Some(rope) = spec.rope {
-            rotate(&self.ropes[rope], queries, wide, spec.heads, spec.head_dim, batch.positions);
-            rotate(&self.ropes[rope], keys, narrow, spec.kv_heads, spec.head_dim, batch.positions);
+            let turn = |x: &mut [f32], width: usize, heads: usize| {
+                pool.rows(x, width, |first, rows| {
+                    let positions = &batch.positions[first..first + rows.len() / width];
+                    rotate(&self.ropes[rope], rows, width, heads, spec.head_dim, positions);
+                });
+            };
+            turn(queries, wide, spec.heads);
+            turn(keys, narrow, spec.kv_heads);
         }
-        cache.write(layer, batch.spans, keys, values);
+        cache.write(pool, layer, batch.spans, keys, values);
         let shape = AttentionShape {
             heads: spec.heads,
             kv_heads: spec.kv_heads,
@@ -179,7 +182,7 @@ impl Model {
     fn feed_forward(&self, pool: &Pool, block: &Block, t: usize, scratch: &mut Scratch) {
         let (hidden, width) = (self.config.hidden, block.spec.intermediate);
         let normed = sized(&mut scratch.normed, t * hidden);
-        rms_norm(&scratch.stream, &block.feed_forward_norm, self.config.epsilon, normed);
+        self.norm(pool, &scratch.stream, &block.feed_forward_norm, normed);
         let (gate, up) = (&block.gate, &block.up);
         scratch.input.prepare(pool, normed, t, hidden, &[&gate.matrix, &up.matrix]);
         let inner = sized(&mut scratch.inner, t * width);
@@ -194,6 +197,15 @@ impl Model {
         let after = block.sandwich.as_ref().map(|(_, after)| after.as_slice());
         let (stream, normed) = (&mut scratch.stream[..], &mut scratch.normed);
         self.add(pool, inner, t, &scratch.input, &block.down, after, stream, normed);
+    }
+
+    /// `out = norm(x)`, row by row; `x, out: (t, hidden)`.
+    fn norm(&self, pool: &Pool, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let width = weight.len();
+        pool.rows(out, width, |first, out| {
+            let start = first * width;
+            rms_norm(&x[start..start + out.len()], weight, self.config.epsilon, out);
+        });
     }
 
     /// `stream += norm(x · Wᵀ + bias)`, the norm only if given. `x: (t, k)`, `stream: (t, hidden)`.
@@ -214,7 +226,7 @@ impl Model {
         let mut product = vec![0.0; stream.len()];
         matmul(pool, x, t, input, &mut [linear.job(&mut product, false)]);
         let normed = sized(normed, stream.len());
-        rms_norm(&product, after, self.config.epsilon, normed);
+        self.norm(pool, &product, after, normed);
         add(stream, normed);
     }
 
