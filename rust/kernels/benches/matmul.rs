@@ -96,7 +96,9 @@ fn smollm2(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(m), |bencher| {
                 bencher.iter(|| {
                     let mut x = x.clone();
-                    layers.iter().for_each(|layer| layer.run(&pool, &mut input, m, &mut x, &mut buffers));
+                    for layer in &layers {
+                        layer.run(&pool, &mut input, m, &mut x, &mut buffers);
+                    }
                     x
                 });
             });

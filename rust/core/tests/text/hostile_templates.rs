@@ -243,3 +243,15 @@ fn long_conversations_render() {
     let text = ChatTemplate::new(source).expect("compiles").render(&json!(messages), &TemplateOptions::default());
     assert!(text.expect("renders").len() > 1000 * content.len() - 1000 * 2);
 }
+
+#[test]
+fn formats_with_fields_that_are_not_ascii() {
+    for source in
+        ["{{ '%(é\u{0}s  {%- if x'|format(1) }}", "{{ '%(\u{fffd})s'|format(1) }}", "{{ '{é:>5}'.format(1) }}"]
+    {
+        match render(source) {
+            Err(Wrong::Render { got, .. }) => assert!(got.contains("expected ASCII"), "{source}: {got}"),
+            other => panic!("{source}: {other:?}"),
+        }
+    }
+}

@@ -377,8 +377,22 @@ fn indent(
     Ok(out.finish())
 }
 
+/// Refuses keys and fields of a format that are not ASCII: minijinja's parser steps through them byte by byte.
+fn check_fields(template: &str) -> Result<(), Error> {
+    for (open, close) in [("%(", ')'), ("{", '}')] {
+        for field in template.split(open).skip(1) {
+            let field = field.split(close).next().unwrap_or(field);
+            if !field.is_ascii() {
+                return Err(invalid(format!("expected ASCII in a format's field, got {field:?}")));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Refuses widths and precisions that no text has, and counts what a format may print.
 fn check_widths(template: &str, values: &[Value]) -> Result<(), Error> {
+    check_fields(template)?;
     let (mut width, mut widest) = (0_usize, 0);
     for byte in template.bytes() {
         width =
