@@ -137,6 +137,15 @@ def test_a_forgotten_stream_cancels(llm):
     assert llm.ledger.rows == rows
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, even where the shell started us with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_reaches_a_waiting_caller(llm):
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
