@@ -179,6 +179,13 @@ def test_unsupported_model_says_what_works(changes: dict[str, Any], directory: P
     assert len(str(caught.value)) > 30  # what was got, and what would work
 
 
+def test_tensor_of_integers_says_what_works(directory: Path) -> None:
+    """The file is well formed, and its type is known, but no weight is an integer."""
+    header(lambda tensors: tensors[NORM].update(dtype="I32"))(directory)
+    with pytest.raises(ft.UnsupportedError, match=r"I32.*F32"):
+        ft.LLM(directory)
+
+
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
     """A pickle that would run code on loading stays closed."""
     trap = tmp_path / "trap"
