@@ -249,7 +249,7 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
             elif name.endswith("bias"):
                 weight.copy_(normal(weight.shape, 0.3))
             else:  # rows of q and k larger than the rest, so that attention is not uniform
-                gain = 1.4 if "q_proj" in name or "k_proj" in name else 1.0
+                gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
                 weight.copy_(normal(weight.shape, gain * weight.shape[-1] ** -0.5))
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)

@@ -101,10 +101,11 @@ fn yarn(parameters: &Reader<'_>, plain: RopeSpec, base: f64, context: usize) -> 
     if low == high {
         high += 0.001;
     }
+    // In f32 throughout, operation for operation as transformers computes it.
     let stretch = |(pair, &inverse): (usize, &f32)| {
-        let inverse = f64::from(inverse);
-        let ramp = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (inverse / factor * ramp + inverse * (1.0 - ramp)) as f32
+        let power = base.powf(f64::from((2 * pair) as f32 / rotated as f32)) as f32;
+        let kept = 1.0 - ((pair as f32 - low as f32) / (high - low) as f32).clamp(0.0, 1.0);
+        1.0 / (factor as f32 * power) * (1.0 - kept) + inverse * kept
     };
     let magnitude = |weight: f64| if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 };
     let all = parameters.optional_positive("mscale_all_dim")?;
