@@ -66,7 +66,7 @@ fn impossible_matrices_are_errors() {
     let float = Format::Float(FloatType::F32);
     assert_eq!(pack(1, 1, float), PackError::NotInteger { got: float });
     let group = Format::Integer { bits: Bits::Four, group: 48, offset: Offset::Symmetric, scale: FloatType::F16 };
-    assert_eq!(pack(1, 1, group), PackError::Group { got: 48 });
+    assert_eq!(pack(1, 1, group), PackError::Group { got: 48, expected: "16, 32, 64 or 128" });
 }
 
 #[test]
