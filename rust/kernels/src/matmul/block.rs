@@ -59,9 +59,9 @@ pub(super) struct Operands<'a> {
     /// Bytes of one token's codes.
     pub(super) stride: usize,
     pub(super) planes: usize,
-    /// `(tokens, groups)`.
+    /// `[block][group][M]`.
     pub(super) groups: *const Group,
-    /// `(tokens, groups)`, for super-blocks.
+    /// `[block][group][M]`, for super-blocks.
     pub(super) subs: *const Subs,
     /// `(tokens, width)`.
     pub(super) y: *mut f32,
@@ -208,35 +208,52 @@ unsafe fn dots<L: Lanes, S: Source, const V: usize, const M: usize>(
     // SAFETY: the caller has so many steps of codes and activations.
     unsafe {
         for _ in 0..steps {
-            if ahead > 0 {
-                for cell in 0..S::CODES.cells() {
-                    for v in 0..V {
-                        l.prefetch(w.wrapping_add(ahead + cell * stride + v * L::ROWS * QUAD));
-                    }
-                }
-            }
-            for p in 0..S::CODES.quads() {
-                let at = if V * M > L::REGISTERS / 2 { again(w) } else { w };
-                let mut codes = [l.zero(); V];
-                for v in 0..V {
-                    codes[v] = S::unpack(l, at.add(v * L::ROWS * QUAD), stride, p, table);
-                }
-                for m in 0..M {
-                    let quad = l.quad(x.add((p * M + m) * QUAD));
-                    for v in 0..V {
-                        sums[m][v] = if S::MAXIMUM == 255 {
-                            l.dot::<255>(sums[m][v], codes[v], quad)
-                        } else {
-                            l.dot::<63>(sums[m][v], codes[v], quad)
-                        };
-                    }
-                }
-            }
+            step::<L, S, V, M>(l, &mut sums, stride, w, x, ahead, table);
             w = w.add(bytes);
             x = x.add(S::CODES.quads() * M * QUAD);
         }
     }
     *acc = sums;
+}
+
+/// One step of `dots`.
+#[inline(always)]
+unsafe fn step<L: Lanes, S: Source, const V: usize, const M: usize>(
+    l: L,
+    sums: &mut [[L::I; V]; M],
+    stride: usize,
+    w: *const u8,
+    x: *const u8,
+    ahead: usize,
+    table: L::I,
+) {
+    // SAFETY: the caller's step.
+    unsafe {
+        if ahead > 0 {
+            for cell in 0..S::CODES.cells() {
+                for v in 0..V {
+                    l.prefetch(w.wrapping_add(ahead + cell * stride + v * L::ROWS * QUAD));
+                }
+            }
+        }
+        for p in 0..S::CODES.quads() {
+            let at = if V * M > L::REGISTERS / 2 { again(w) } else { w };
+            let mut codes = [l.zero(); V];
+            for v in 0..V {
+                codes[v] = S::unpack(l, at.add(v * L::ROWS * QUAD), stride, p, table);
+            }
+            for m in 0..M {
+                let quad = l.quad(x.add((p * M + m) * QUAD));
+                for v in 0..V {
+                    sums[m][v] = if S::MAXIMUM == 255 {
+                        l.dot::<255>(sums[m][v], codes[v], quad)
+                    } else {
+                        l.dot::<63>(sums[m][v], codes[v], quad)
+                    };
+                }
+            }
+        }
+    }
 }
 
 /// Groups that have one scale each: `y += x · Wᵀ` for `V` vectors and `M` tokens at `place`.
@@ -261,10 +278,11 @@ pub(super) unsafe fn grouped<L: Lanes, S: Source, const V: usize, const M: usize
             let steps = extent.steps;
             let w = o.panel.add(g * o.record_bytes + (o.tile * TILE + place.vector * L::ROWS) * QUAD);
             let x = x.add(g * records.group * o.planes * M);
-            let scales = o.groups.add(place.token * groups + g);
+            let scales = o.groups.add(place.token * groups + g * M);
             let mut acc = [[l.zero(); V]; M];
             each!(m < M, {
-                acc[m] = [l.splat(-((*scales.add(m * groups)).sum * zero)); V];
+                let group = &*scales.add(m);
+                acc[m] = [l.splat(if zero == 8 { group.minus_eight_sums } else { -(group.sum * zero) }); V];
             });
             if o.planes == 1 {
                 dots::<L, S, V, M>(l, &mut acc, stride, bytes, w, x, steps, place.ahead, table);
@@ -321,7 +339,7 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
     y: *mut f32,
 ) {
     let Trailer::Scales { scale: kind, offset, .. } = o.stored.trailer else { return };
-    let (extent, count) = (o.extent(g), o.stored.groups);
+    let extent = o.extent(g);
     let (rows, size) = (o.tile * TILE + vector * L::ROWS, kind.bytes());
     // SAFETY: the caller vouches for the record, the tokens and the outputs.
     unsafe {
@@ -335,14 +353,14 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
                 Offset::Symmetric => {
                     each!(m < M, {
                         let y = y.add(m * o.width);
-                        let scaled = l.mul_float(l.float(acc[m][v]), l.splat_float((*groups.add(m * count)).scale));
+                        let scaled = l.mul_float(l.float(acc[m][v]), l.splat_float((*groups.add(m)).scale));
                         l.store_float(l.mul_add(scaled, scale, l.load_float(y)), y);
                     });
                 }
                 Offset::ZeroPoint => {
                     let zero = l.widen_unsigned(offsets.add(v * L::ROWS));
                     each!(m < M, {
-                        let (y, group) = (y.add(m * o.width), &*groups.add(m * count));
+                        let (y, group) = (y.add(m * o.width), &*groups.add(m));
                         let sum = l.add(acc[m][v], l.mul(zero, l.splat(-group.sum)));
                         let scaled = l.mul_float(l.float(sum), l.splat_float(group.scale));
                         l.store_float(l.mul_add(scaled, scale, l.load_float(y)), y);
@@ -351,7 +369,7 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
                 Offset::Minimum => {
                     let minimum = l.load_scales(offsets.add(v * L::ROWS * size), kind);
                     each!(m < M, {
-                        let (y, group) = (y.add(m * o.width), &*groups.add(m * count));
+                        let (y, group) = (y.add(m * o.width), &*groups.add(m));
                         let scaled = l.mul_float(l.float(acc[m][v]), l.splat_float(group.scale));
                         let value = l.mul_add(scaled, scale, l.load_float(y));
                         l.store_float(l.mul_add(minimum, l.splat_float(group.moment), value), y);
@@ -491,8 +509,8 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
             let extent = o.extent(g);
             let w = o.panel.add(g * o.record_bytes + rows * QUAD);
             let x = o.codes.add(place.token * o.stride + g * SuperBlock::INPUTS * o.planes * M);
-            let scales = o.groups.add(place.token * groups + g);
-            let subs = o.subs.add(place.token * groups + g);
+            let scales = o.groups.add(place.token * groups + g * M);
+            let subs = o.subs.add(place.token * groups + g * M);
             let mut total = [[l.splat_float(0.0); V]; M];
             let mut minimum = [[l.splat_float(0.0); V]; M];
             for plane in 0..o.planes {
@@ -503,7 +521,7 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
                     let mut acc = [[l.zero(); V]; M];
                     if signed {
                         each!(m < M, {
-                            acc[m] = [l.splat((*subs.add(m * groups)).minus_32_sums[plane][sub]); V];
+                            acc[m] = [l.splat((*subs.add(m)).minus_32_sums[plane][sub]); V];
                         });
                     }
                     let (w, x) = (w.add(sub * sub_steps * bytes), x.add(sub * kind.group() * M));
@@ -528,7 +546,7 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
                         let at = at.add(v * L::ROWS * MINIMA);
                         let (first, second) = (l.load(at), l.load(at.add(stride)));
                         each!(m < M, {
-                            let quads = (*subs.add(m * groups)).quads[plane].as_ptr();
+                            let quads = (*subs.add(m)).quads[plane].as_ptr();
                             let high = l.dot::<63>(l.zero(), first, l.quad(quads));
                             let high = l.dot::<63>(high, second, l.quad(quads.add(4)));
                             let low = l.dot::<63>(l.times_128(high), first, l.quad(quads.add(8)));
@@ -542,7 +560,7 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
             each!(v < V, {
                 let scale = l.load_scales(d.add(v * L::ROWS * 2), FloatType::F16);
                 each!(m < M, {
-                    let factor = l.splat_float((*scales.add(m * groups)).scale);
+                    let factor = l.splat_float((*scales.add(m)).scale);
                     let y = y.add(m * o.width + v * L::ROWS);
                     let mut value = l.mul_add(l.mul_float(total[m][v], factor), scale, l.load_float(y));
                     if !signed {

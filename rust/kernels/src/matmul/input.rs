@@ -30,11 +30,13 @@ pub(crate) struct Group {
     pub(crate) sum: i32,
     /// sx · f32(Σ xq).
     pub(crate) moment: f32,
+    /// The correction of symmetric 4-bit codes.
+    pub(crate) minus_eight_sums: i32,
 }
 
 impl Group {
     pub(crate) fn new(scale: f32, sum: i32) -> Group {
-        Group { scale, sum, moment: scale * sum as f32 }
+        Group { scale, sum, moment: scale * sum as f32, minus_eight_sums: -8 * sum }
     }
 }
 
@@ -62,11 +64,26 @@ impl Subs {
 pub(crate) struct Sink<'a> {
     /// The codes of the token's block, from the token's own first quad on.
     codes: &'a mut [u8],
+    /// What belongs to groups, of the token's block, from the token's own first group on.
+    scales: &'a mut [Group],
+    subs: &'a mut [Subs],
     /// M.
     tokens: usize,
 }
 
 impl Sink<'_> {
+    /// Stores what belongs to group `g`.
+    #[inline(always)]
+    pub(crate) fn group(&mut self, g: usize, group: Group) {
+        self.scales[g * self.tokens] = group;
+    }
+
+    /// Sums of the parts of group `g`, if they are asked for.
+    #[inline(always)]
+    pub(crate) fn sub(&mut self, g: usize) -> Option<&mut Subs> {
+        self.subs.get_mut(g * self.tokens)
+    }
+
     /// Stores 16 inputs of a plane that begins at `plane`, from input `first` on; both count inputs of one token.
     #[inline(always)]
     pub(crate) fn store(&mut self, plane: usize, first: usize, codes: &[u8; 16]) {
@@ -148,9 +165,9 @@ pub(crate) struct Plane {
     pub(crate) stride: usize,
     /// `(m, stride)`; words keep them aligned.
     codes: Vec<u64>,
-    /// `(m, groups)`.
+    /// `[block][group][M]`.
     pub(crate) scales: Vec<Group>,
-    /// `(m, groups)`, or empty.
+    /// `[block][group][M]`, or empty.
     pub(crate) subs: Vec<Subs>,
     fresh: bool,
 }
@@ -273,15 +290,18 @@ fn fill(plane: &mut Plane, isa: Isa, pool: &Pool, x: &[f32], m: usize) {
             let tokens = share(m, block, blocks);
             let (block_codes, rest) = codes.split_at_mut(tokens.len() * stride);
             codes = rest;
+            let (block_scales, rest) = scales.split_at_mut(tokens.len() * groups);
+            scales = rest;
+            let (block_subs, rest) = subs.split_at_mut(if supers { tokens.len() * groups } else { 0 });
+            subs = rest;
             for (token, row) in tokens.clone().enumerate() {
-                let (row_scales, rest) = scales.split_at_mut(groups);
-                scales = rest;
-                let (row_subs, rest) = subs.split_at_mut(if supers { groups } else { 0 });
-                subs = rest;
-                let x = &x[row * shape.k..][..shape.k];
-                let block_codes = &mut block_codes[if isa == Isa::Scalar { 0 } else { token * QUAD }..];
-                let sink = Sink { codes: block_codes, tokens: tokens.len() };
-                quantize_row(isa, x, shape, sink, row_scales, row_subs);
+                let sink = Sink {
+                    codes: &mut block_codes[if isa == Isa::Scalar { 0 } else { token * QUAD }..],
+                    scales: &mut block_scales[token..],
+                    subs: if supers { &mut block_subs[token..] } else { &mut [] },
+                    tokens: tokens.len(),
+                };
+                quantize_row(isa, &x[row * shape.k..][..shape.k], shape, sink);
             }
         }
     };
@@ -308,15 +328,15 @@ fn fill(plane: &mut Plane, isa: Isa, pool: &Pool, x: &[f32], m: usize) {
     plane.fresh = true;
 }
 
-fn quantize_row(isa: Isa, x: &[f32], shape: Shape, sink: Sink<'_>, scales: &mut [Group], subs: &mut [Subs]) {
+fn quantize_row(isa: Isa, x: &[f32], shape: Shape, sink: Sink<'_>) {
     match isa {
-        Isa::Scalar => scalar::quantize(x, shape, sink.codes, scales, subs),
+        Isa::Scalar => scalar::quantize(x, shape, sink.codes, sink.scales, sink.subs),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `prepare` has checked that the CPU has the level.
-        Isa::Avx2 | Isa::AvxVnni => unsafe { super::x86_64::avx2::quantize(x, shape, sink, scales, subs) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { super::x86_64::avx2::quantize(x, shape, sink) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::avx512::quantize(x, shape, sink, scales, subs) },
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::avx512::quantize(x, shape, sink) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("an unavailable level"),
     }

@@ -16,7 +16,7 @@ const SPAN: usize = 12 << 10;
 /// The same for codes unpacked to bytes.
 const WIDE_SPAN: usize = 16 << 10;
 /// From so many blocks on, codes are unpacked once for all of them.
-const MANY: usize = 4;
+const MANY: usize = 4000;
 
 /// The blocks of one instruction set.
 pub(super) trait Level {

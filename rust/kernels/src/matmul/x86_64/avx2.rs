@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::format::FloatType;
 use crate::format::layout::{Codes, Records, Trailer};
 use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
-use crate::matmul::input::{Group, Shape, Sink, Subs, factors};
+use crate::matmul::input::{Group, Shape, Sink, factors};
 use crate::matmul::lanes::Lanes;
 use crate::matmul::panel::Level;
 use crate::matmul::x86_64::shells;
@@ -159,15 +159,16 @@ const LANES: usize = 8;
 
 /// Quantises one row `x` by groups.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>, scales: &mut [Group], subs: &mut [Subs]) {
+pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>) {
     for (g, x) in x.chunks(shape.group).enumerate() {
-        let sub = subs.get_mut(g);
-        scales[g] = quantize_group(x, shape, g, &mut sink, sub);
+        let group = quantize_group(x, shape, g, &mut sink);
+        sink.group(g, group);
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn quantize_group(x: &[f32], shape: Shape, g: usize, sink: &mut Sink<'_>, mut sub: Option<&mut Subs>) -> Group {
+fn quantize_group(x: &[f32], shape: Shape, g: usize, sink: &mut Sink<'_>) -> Group {
+    let supers = sink.sub(g).is_some();
     let sign = _mm256_set1_epi32(i32::MAX);
     let mut absmax = _mm256_setzero_si256();
     for x in x.chunks(2 * LANES) {
@@ -190,16 +191,16 @@ fn quantize_group(x: &[f32], shape: Shape, g: usize, sink: &mut Sink<'_>, mut su
         if planes == 2 {
             let high = xq.map(|xq| _mm256_srai_epi32::<7>(xq));
             sink.store(plane, 16 * v, &bytes(high));
-            if sub.is_some() {
+            if supers {
                 parts[0][v] = lanes(_mm256_add_epi32(high[0], high[1])).iter().sum();
             }
         }
         sink.store(plane + (planes - 1) * shape.plane(g), 16 * v, &bytes(low));
-        if sub.is_some() {
+        if supers {
             parts[planes - 1][v] = lanes(_mm256_add_epi32(low[0], low[1])).iter().sum();
         }
     }
-    if let Some(sub) = sub.as_mut() {
+    if let Some(sub) = sink.sub(g) {
         (0..planes).for_each(|plane| sub.set(plane, &parts[plane]));
     }
     for first in (x.len().next_multiple_of(16)..shape.plane(g)).step_by(16) {

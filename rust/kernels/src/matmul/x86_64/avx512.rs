@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::format::layout::{Codes, Records, Trailer};
 use crate::format::{FloatType, Precision};
 use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
-use crate::matmul::input::{Group, Shape, Sink, Subs, levels};
+use crate::matmul::input::{Group, Shape, Sink, levels};
 use crate::matmul::lanes::Lanes;
 use crate::matmul::panel::Level;
 use crate::matmul::x86_64::shells;
@@ -217,7 +217,7 @@ struct Batch<T>([T; BATCH]);
 
 /// Quantises one row `x` by groups.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>, scales: &mut [Group], subs: &mut [Subs]) {
+pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>) {
     let sign = _mm512_set1_epi32(i32::MAX);
     for (batch, x) in x.chunks(BATCH * shape.group).enumerate() {
         let mut absmax = Batch([0; BATCH]);
@@ -232,9 +232,8 @@ pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>, s
         let (factors, steps) = factors_of(&absmax, shape.precision);
         for (i, x) in x.chunks(shape.group).enumerate() {
             let g = batch * BATCH + i;
-            let sub = subs.get_mut(g);
-            let sum = quantize_group(x, factors.0[i], shape, g, &mut sink, sub);
-            scales[g] = Group::new(steps.0[i], sum);
+            let sum = quantize_group(x, factors.0[i], shape, g, &mut sink);
+            sink.group(g, Group::new(steps.0[i], sum));
         }
     }
 }
@@ -242,14 +241,8 @@ pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>, s
 /// Rounds group `g` to codes, stores them and returns their sum.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_group(
-    x: &[f32],
-    factor: f32,
-    shape: Shape,
-    g: usize,
-    sink: &mut Sink<'_>,
-    mut sub: Option<&mut Subs>,
-) -> i32 {
+fn quantize_group(x: &[f32], factor: f32, shape: Shape, g: usize, sink: &mut Sink<'_>) -> i32 {
+    let supers = sink.sub(g).is_some();
     let (plane, two) = (g * shape.group * shape.planes(), shape.planes() == 2);
     let second = plane + shape.plane(g);
     let mut sums = _mm512_setzero_si512();
@@ -267,12 +260,12 @@ fn quantize_group(
         if two {
             sink.store(second, 16 * v, &bytes(low));
         }
-        if sub.is_some() {
+        if supers {
             parts[0][v] = _mm512_reduce_add_epi32(if two { high } else { xq });
             parts[1][v] = _mm512_reduce_add_epi32(low);
         }
     }
-    if let Some(sub) = sub.as_mut() {
+    if let Some(sub) = sink.sub(g) {
         (0..shape.planes()).for_each(|plane| sub.set(plane, &parts[plane]));
     }
     for first in (x.len().next_multiple_of(16)..shape.plane(g)).step_by(16) {
