@@ -273,6 +273,14 @@ pub(super) unsafe fn grouped<L: Lanes, S: Source, const V: usize, const M: usize
     unsafe {
         let y = o.y.add((place.token - o.first_token) * o.width + place.vector * L::ROWS);
         let x = o.codes.add(place.token * o.stride);
+        let mut out = [[l.splat_float(0.0); V]; M];
+        if held::<L>(V, M) {
+            each!(m < M, {
+                each!(v < V, {
+                    out[m][v] = l.load_float(y.add(m * o.width + v * L::ROWS));
+                });
+            });
+        }
         for g in place.groups.clone() {
             let extent = o.extent(g);
             let steps = extent.steps;
@@ -290,9 +298,21 @@ pub(super) unsafe fn grouped<L: Lanes, S: Source, const V: usize, const M: usize
                 let planes = [x, x.add(extent.plane * M)];
                 two_planes::<L, S, V, M>(l, &mut acc, stride, bytes, w, planes, steps, turn, place.ahead, table);
             }
-            finish::<L, V, M>(l, o, &acc, g, scales, place.vector, y);
+            finish::<L, V, M>(l, o, &acc, g, scales, place.vector, &mut out, y);
+        }
+        if held::<L>(V, M) {
+            each!(m < M, {
+                each!(v < V, {
+                    l.store_float(out[m][v], y.add(m * o.width + v * L::ROWS));
+                });
+            });
         }
     }
+}
+
+/// Whether the outputs of a block stay in registers beside its sums.
+const fn held<L: Lanes>(v: usize, m: usize) -> bool {
+    2 * v * m <= L::REGISTERS - 8
 }
 
 /// `acc += 128 · (codes · high) + codes · low`.
@@ -336,8 +356,10 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
     g: usize,
     groups: *const Group,
     vector: usize,
+    out: &mut [[L::F; V]; M],
     y: *mut f32,
 ) {
+    let held = held::<L>(V, M);
     let Trailer::Scales { scale: kind, offset, .. } = o.stored.trailer else { return };
     let extent = o.extent(g);
     let (rows, size) = (o.tile * TILE + vector * L::ROWS, kind.bytes());
@@ -354,7 +376,10 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
                     each!(m < M, {
                         let y = y.add(m * o.width);
                         let scaled = l.mul_float(l.float(acc[m][v]), l.splat_float((*groups.add(m)).scale));
-                        l.store_float(l.mul_add(scaled, scale, l.load_float(y)), y);
+                        out[m][v] = l.mul_add(scaled, scale, if held { out[m][v] } else { l.load_float(y) });
+                        if !held {
+                            l.store_float(out[m][v], y);
+                        }
                     });
                 }
                 Offset::ZeroPoint => {
@@ -363,7 +388,10 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
                         let (y, group) = (y.add(m * o.width), &*groups.add(m));
                         let sum = l.add(acc[m][v], l.mul(zero, l.splat(-group.sum)));
                         let scaled = l.mul_float(l.float(sum), l.splat_float(group.scale));
-                        l.store_float(l.mul_add(scaled, scale, l.load_float(y)), y);
+                        out[m][v] = l.mul_add(scaled, scale, if held { out[m][v] } else { l.load_float(y) });
+                        if !held {
+                            l.store_float(out[m][v], y);
+                        }
                     });
                 }
                 Offset::Minimum => {
@@ -371,8 +399,11 @@ unsafe fn finish<L: Lanes, const V: usize, const M: usize>(
                     each!(m < M, {
                         let (y, group) = (y.add(m * o.width), &*groups.add(m));
                         let scaled = l.mul_float(l.float(acc[m][v]), l.splat_float(group.scale));
-                        let value = l.mul_add(scaled, scale, l.load_float(y));
-                        l.store_float(l.mul_add(minimum, l.splat_float(group.moment), value), y);
+                        let value = l.mul_add(scaled, scale, if held { out[m][v] } else { l.load_float(y) });
+                        out[m][v] = l.mul_add(minimum, l.splat_float(group.moment), value);
+                        if !held {
+                            l.store_float(out[m][v], y);
+                        }
                     });
                 }
             }
@@ -426,7 +457,18 @@ pub(super) unsafe fn base_three<L: Lanes, const V: usize, const M: usize>(l: L, 
                 }
             }
         }
-        finish::<L, V, M>(l, o, &acc, 0, groups, place.vector, y);
+        let mut out = [[l.splat_float(0.0); V]; M];
+        each!(m < M, {
+            each!(v < V, {
+                out[m][v] = l.load_float(y.add(m * o.width + v * L::ROWS));
+            });
+        });
+        finish::<L, V, M>(l, o, &acc, 0, groups, place.vector, &mut out, y);
+        each!(m < M, {
+            each!(v < V, {
+                l.store_float(out[m][v], y.add(m * o.width + v * L::ROWS));
+            });
+        });
     }
 }
 

@@ -12,6 +12,7 @@ use crate::format::layout::{PANEL, TILE};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
 #[cfg(target_arch = "x86_64")]
+use super::panel::STREAM;
 use super::{
     panel::integer,
     x86_64::{avx2::{Avx2, AvxVnni}, avx512::{Avx512Vbmi, Avx512Vnni}},
@@ -19,9 +20,6 @@ use super::{
 
 /// Rows of x whose outputs for a panel stay in the first-level cache together.
 const CHUNK: usize = 96;
-/// Up to this many rows, threads stream contiguous, equally large parts of the weights; above, they take panels in turn,
-/// so that a busy neighbour leaves no thread idle.
-const STREAM: usize = 16;
 /// Panels for each thread, at least, where rows can be cut: the last ones are then soon done.
 const TURNS: usize = 8;
 const TILES: usize = PANEL / TILE;
@@ -78,6 +76,7 @@ pub(super) fn drive(pool: &Pool, x: &[f32], m: usize, input: &Input, targets: &[
     let region = Region { x, m, input, isa: input.isa() };
     let blocks = blocks(region.isa, m);
     if m <= STREAM {
+        // Threads stream contiguous, equally large parts of the weights.
         let total: usize = targets.iter().map(|target| target.cost() * target.matrix.layout().all_tiles()).sum();
         pool.run(|thread| {
             let (from, to) = (total * thread / pool.threads(), total * (thread + 1) / pool.threads());
@@ -90,6 +89,7 @@ pub(super) fn drive(pool: &Pool, x: &[f32], m: usize, input: &Input, targets: &[
             }
         });
     } else {
+        // They take panels in turn, so that a busy neighbour leaves no thread idle.
         let panels: usize = targets.iter().map(|target| target.matrix.layout().panels()).sum();
         let most = CHUNK / most_tokens(region.isa);
         let wanted = (TURNS * pool.threads()).div_ceil(panels).min(blocks.div_ceil(2));

@@ -11,6 +11,9 @@ use crate::pool::share;
 
 /// How far ahead of the only block its codes are fetched: one page.
 const PAGE: usize = 4096;
+/// Up to this many tokens memory is the limit: all blocks pass a span of groups while the next one is on its way. More
+/// tokens read the panel from the second-level cache, so that sums can stay in registers from end to end.
+pub(super) const STREAM: usize = 16;
 /// Bytes of codes in a span.
 const SPAN: usize = 12 << 10;
 /// The same for codes unpacked to bytes.
@@ -26,6 +29,8 @@ pub(super) trait Level {
     const MOST_TOKENS: usize;
     /// Most vectors of a block of so many tokens, ascending from one token. Half tiles come in powers of two.
     const VECTORS: &[usize];
+    /// The same for blocks that also keep their outputs in registers.
+    const HELD: &[usize];
     /// Most tokens for which base-3 codes are unpacked anew for each block.
     const MOST_DIRECT: usize = 2;
 
@@ -141,12 +146,13 @@ fn extent(records: &Records, g: usize) -> Extent {
 
 /// All blocks of `tiles` × `blocks`, one span of groups after the other; codes come from memory if `cold`.
 unsafe fn run<L: Level>(o: &Operands<'_>, tokens: usize, tiles: usize, blocks: Range<usize>, cold: bool) {
-    let (groups, only, record) = (o.records.groups, blocks.len() == 1, o.record_bytes.max(o.records.bytes(0)));
-    let span = if only { groups } else { (SPAN / record).max(1) };
-    let ahead = match (cold, only || record > SPAN) {
+    let (groups, record) = (o.records.groups, o.record_bytes.max(o.records.bytes(0)));
+    let spans = tokens <= STREAM && blocks.len() > 1 && record <= SPAN;
+    let span = if spans { SPAN / record } else { groups };
+    let ahead = match (cold, spans) {
         (false, _) => 0,
-        (true, true) => PAGE,
-        (true, false) => span * record,
+        (true, false) => PAGE,
+        (true, true) => span * record,
     };
     for first in (0..groups).step_by(span) {
         let groups = first..(first + span).min(groups);
@@ -167,7 +173,9 @@ unsafe fn span_of_groups<L: Level>(
     let (all, vectors) = (tokens.div_ceil(L::MOST_TOKENS), tiles * TILE / L::ROWS);
     for block in blocks.clone() {
         let rows = share(tokens, block, all);
-        let most = L::VECTORS[rows.len() - 1];
+        // Outputs stay in registers where groups are so short that they would cost more than the weights' second half.
+        let held = tokens > STREAM && o.stored.group <= 32;
+        let most = if held { L::HELD[rows.len() - 1] } else { L::VECTORS[rows.len() - 1] };
         let ahead = if block == blocks.start { ahead } else { 0 };
         let mut vector = 0;
         while vector < vectors {

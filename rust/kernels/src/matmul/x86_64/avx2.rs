@@ -142,14 +142,14 @@ impl<const VNNI: bool> Lanes for Vectors<VNNI> {
 
 shells! {
     /// The kernels of AVX2.
-    Avx2, Vectors<false>, "avx2,fma,f16c", 4, [8, 4, 2, 2],
+    Avx2, Vectors<false>, "avx2,fma,f16c", 4, [8, 4, 2, 2], [4, 2, 2, 2],
     (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4),
     base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
 }
 
 shells! {
     /// The kernels of AVX-VNNI.
-    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 4, [8, 4, 2, 2],
+    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 4, [8, 4, 2, 2], [4, 2, 2, 2],
     (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4),
     base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
 }

@@ -151,7 +151,7 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
 
 shells! {
     /// The kernels of AVX-512 VNNI.
-    Avx512Vnni, Avx512<false>, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 6, [4; 6],
+    Avx512Vnni, Avx512<false>, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 6, [4; 6], [4, 4, 4, 2, 2, 2],
     (1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6)(2, 1)(2, 2)(2, 3)(2, 4)(2, 5)(2, 6)
     (3, 1)(3, 2)(3, 3)(3, 4)(3, 5)(3, 6)(4, 1)(4, 2)(4, 3)(4, 4)(4, 5)(4, 6),
     base three (1, 1)(1, 2)(2, 1)(2, 2)(3, 1)(3, 2)(4, 1)(4, 2)
@@ -178,6 +178,7 @@ impl Level for Avx512Vbmi {
     const ROWS: usize = Avx512Vnni::ROWS;
     const MOST_TOKENS: usize = Avx512Vnni::MOST_TOKENS;
     const VECTORS: &[usize] = Avx512Vnni::VECTORS;
+    const HELD: &[usize] = Avx512Vnni::HELD;
 
     unsafe fn block(o: &Operands<'_>, place: &Place, vectors: usize, tokens: usize) {
         // SAFETY: the caller's promise.

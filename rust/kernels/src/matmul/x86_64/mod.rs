@@ -10,7 +10,7 @@ pub(super) mod avx512;
 macro_rules! shells {
     (
         $(#[$doc:meta])*
-        $name:ident, $lanes:ty, $features:literal, $most:literal, $vectors:expr,
+        $name:ident, $lanes:ty, $features:literal, $most:literal, $vectors:expr, $held:expr,
         $(($v:literal, $m:literal))*, base three $(($bv:literal, $bm:literal))*
     ) => {
         $(#[$doc])*
@@ -72,6 +72,7 @@ macro_rules! shells {
             const ROWS: usize = <$lanes as Lanes>::ROWS;
             const MOST_TOKENS: usize = $most;
             const VECTORS: &[usize] = &$vectors;
+            const HELD: &[usize] = &$held;
 
             unsafe fn block(o: &Operands<'_>, place: &Place, vectors: usize, tokens: usize) {
                 // SAFETY: the caller's promise.
