@@ -22,7 +22,10 @@ fn formats() -> Vec<(&'static str, Format)> {
         ("int4 g128", int4(128, Offset::Symmetric)),
         ("int4 g32", int4(32, Offset::Symmetric)),
         ("int4 g32 minimum", int4(32, Offset::Minimum)),
-        ("int8 g128", Format::Integer { bits: Bits::Eight, group: 128, offset: Offset::Symmetric, scale: FloatType::F16 }),
+        (
+            "int8 g128",
+            Format::Integer { bits: Bits::Eight, group: 128, offset: Offset::Symmetric, scale: FloatType::F16 },
+        ),
     ]
 }
 

@@ -474,7 +474,13 @@ pub(super) unsafe fn base_three<L: Lanes, const V: usize, const M: usize>(l: L, 
 
 /// Unpacks a base-3 panel to the two-bit codes of the same inputs, `[step of 16 inputs][tiles]` cells.
 #[inline(always)]
-pub(super) unsafe fn unpack_base_three<L: Lanes>(l: L, records: &Records, panel: *const u8, out: *mut u8, ahead: usize) {
+pub(super) unsafe fn unpack_base_three<L: Lanes>(
+    l: L,
+    records: &Records,
+    panel: *const u8,
+    out: *mut u8,
+    ahead: usize,
+) {
     let cells = records.tiles * CELL;
     // SAFETY: the caller has the panel, and room for 5 cells for each 4 of it.
     unsafe {

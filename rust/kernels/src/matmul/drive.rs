@@ -5,18 +5,21 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::input::{Input, blocks, most_tokens, tokens};
+#[cfg(target_arch = "x86_64")]
+use super::panel::STREAM;
 use super::{float, scalar};
+use super::{
+    panel::integer,
+    x86_64::{
+        avx2::{Avx2, AvxVnni},
+        avx512::{Avx512Vbmi, Avx512Vnni},
+    },
+};
 use crate::activation::{Activation, activate_multiply_with};
 use crate::format::PackedMatrix;
 use crate::format::layout::{PANEL, TILE};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
-#[cfg(target_arch = "x86_64")]
-use super::panel::STREAM;
-use super::{
-    panel::integer,
-    x86_64::{avx2::{Avx2, AvxVnni}, avx512::{Avx512Vbmi, Avx512Vnni}},
-};
 
 /// Rows of x whose outputs for a panel stay in the first-level cache together.
 const CHUNK: usize = 96;

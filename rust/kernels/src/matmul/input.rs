@@ -240,7 +240,8 @@ impl Input {
         for matrix in matrices {
             assert_eq!(matrix.columns(), k, "inputs of a matrix");
             let Some((group, precision, supers)) = key(matrix) else { continue };
-            let same = |plane: &Plane| (plane.shape.group, plane.shape.precision, plane.supers) == (group, precision, supers);
+            let same =
+                |plane: &Plane| (plane.shape.group, plane.shape.precision, plane.supers) == (group, precision, supers);
             let index = self.planes.iter().position(same).unwrap_or_else(|| {
                 self.planes.push(Plane {
                     shape: Shape { k, group, precision },
@@ -269,8 +270,7 @@ impl Input {
     pub(crate) fn plane(&self, matrix: &PackedMatrix, m: usize) -> Option<&Plane> {
         assert_eq!((self.m, self.k), (m, matrix.columns()), "(m, k) of the prepared input");
         let wanted = key(matrix)?;
-        let same =
-            |plane: &&Plane| plane.fresh && (plane.shape.group, plane.shape.precision, plane.supers) == wanted;
+        let same = |plane: &&Plane| plane.fresh && (plane.shape.group, plane.shape.precision, plane.supers) == wanted;
         Some(self.planes.iter().find(same).expect("the input was not prepared for this matrix"))
     }
 }

@@ -15,7 +15,8 @@ pub(crate) fn quantize(x: &[f32], shape: Shape, codes: &mut [u8], scales: &mut [
         if let Some(sub) = subs.get_mut(g) {
             for plane in 0..shape.planes() {
                 let part = |code: &[u8; 2]| split(i16::from_ne_bytes(*code), shape.planes())[plane];
-                let sums = codes[..SuperBlock::INPUTS].as_chunks::<16>().0.iter().map(|codes| codes.iter().map(part).sum());
+                let sums =
+                    codes[..SuperBlock::INPUTS].as_chunks::<16>().0.iter().map(|codes| codes.iter().map(part).sum());
                 sub.set(plane, &sums.collect::<Vec<_>>().try_into().expect("256 inputs are 16 times 16"));
             }
         }
@@ -139,7 +140,8 @@ fn super_block(
     }
     for (lane, y) in y.iter_mut().enumerate() {
         let row = tile * TILE + lane;
-        *y = (total[lane] * group.scale).mul_add(load_float(&record[records.scales(steps)..], records.scale(), row), *y);
+        *y =
+            (total[lane] * group.scale).mul_add(load_float(&record[records.scales(steps)..], records.scale(), row), *y);
         if kind == SuperBlock::Q4K {
             let dmin = load_float(&record[records.offsets(steps)..], records.scale(), row);
             *y = (-(minimum[lane] * group.scale)).mul_add(dmin, *y);

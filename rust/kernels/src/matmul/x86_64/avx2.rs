@@ -183,7 +183,11 @@ fn quantize_group(x: &[f32], shape: Shape, g: usize, sink: &mut Sink<'_>) -> Gro
     for (v, x) in x.chunks(2 * LANES).enumerate() {
         // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves. The default rounding is half to even.
         let round = |x: __m256| {
-            if factor == 0.0 { _mm256_setzero_si256() } else { _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_set1_ps(factor))) }
+            if factor == 0.0 {
+                _mm256_setzero_si256()
+            } else {
+                _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_set1_ps(factor)))
+            }
         };
         let xq = load(x).map(round);
         sums = _mm256_add_epi32(sums, _mm256_add_epi32(xq[0], xq[1]));
