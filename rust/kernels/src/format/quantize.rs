@@ -91,23 +91,24 @@ impl Kernel for Row<'_> {
     }
 }
 
-/// The grid of one group.
+/// The grid of one group. Loops, not closures: what is inlined into the shell of an instruction set must be all of it.
 #[inline(always)]
 fn choose<S: Simd>(simd: S, bits: Bits, offset: Offset, kind: FloatType, weights: &[f32]) -> Grid {
     let top = f32::from(bits.maximum());
     let low = weights.iter().copied().fold(f32::INFINITY, f32::min);
     let high = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let search = bits == Bits::Four;
-    let steps = |(count, distance): (u32, f32)| (1..=if search { count } else { 0 }).map(move |i| i as f32 * distance);
+    let four = bits == Bits::Four;
+    let (ratios, cuts) = if four { (RATIOS.0, CUTS.0) } else { (0, 0) };
     match offset {
         Offset::Symmetric => {
-            let bias = f32::from(bits.bias());
             // Codes reach one step further down than up.
-            let extreme = if search && high > -low { -high } else { low.abs().max(high.abs()) };
-            let grid = |scale| Grid { scale: kind.round(scale), zero: bias, base: 0.0 };
-            let widest = extreme / (bias - 1.0);
-            let mut search = Search::new(simd, weights, low, high, top, grid(widest));
-            steps(RATIOS).for_each(|cut| _ = search.consider(simd, grid(widest * (1.0 - cut))));
+            let extreme = if four && high > -low { -high } else { low.abs().max(high.abs()) };
+            let bias = f32::from(bits.bias());
+            let grid = |ratio: f32| Grid { scale: kind.round(extreme / (bias - 1.0) * ratio), zero: bias, base: 0.0 };
+            let mut search = Search::new(simd, weights, low, high, top, grid(1.0));
+            for step in 1..=ratios {
+                search.consider(simd, grid(1.0 - step as f32 * RATIOS.1));
+            }
             search.best
         }
         Offset::ZeroPoint => {
@@ -118,7 +119,9 @@ fn choose<S: Simd>(simd: S, bits: Bits, offset: Offset, kind: FloatType, weights
                 Grid { scale, zero, base: 0.0 }
             };
             let mut search = Search::new(simd, weights, low, high, top, grid(1.0));
-            steps(RATIOS).for_each(|cut| _ = search.consider(simd, grid(1.0 - cut)));
+            for step in 1..=ratios {
+                search.consider(simd, grid(1.0 - step as f32 * RATIOS.1));
+            }
             search.best
         }
         Offset::Minimum => {
@@ -130,12 +133,15 @@ fn choose<S: Simd>(simd: S, bits: Bits, offset: Offset, kind: FloatType, weights
             };
             let mut search = Search::new(simd, weights, low, high, top, grid(0.0, 0.0));
             let mut cut_high = 0.0;
-            for cut in steps(CUTS) {
+            for step in 1..=cuts {
+                let cut = step as f32 * CUTS.1;
                 if search.consider(simd, grid(0.0, cut)) {
                     cut_high = cut;
                 }
             }
-            steps(CUTS).for_each(|cut| _ = search.consider(simd, grid(cut, cut_high)));
+            for step in 1..=cuts {
+                search.consider(simd, grid(step as f32 * CUTS.1, cut_high));
+            }
             search.best
         }
     }
@@ -180,25 +186,30 @@ impl<'a> Search<'a> {
 /// Σ (w - ŵ)² over a group.
 #[inline(always)]
 fn squared_error<S: Simd>(simd: S, weights: &[f32], top: f32, grid: Grid) -> f32 {
-    let (scale, inverse, base) = (simd.splat(grid.scale), simd.splat(1.0 / grid.scale), simd.splat(grid.base));
-    let (least, most, round) = (simd.splat(-grid.zero), simd.splat(top - grid.zero), simd.splat(ROUND));
-    let error = |weights| {
-        let w = simd.sub(weights, base);
-        let q = simd.sub(simd.add(simd.mul(w, inverse), round), round);
-        simd.neg_mul_add(simd.min(simd.max(q, least), most), scale, w)
-    };
+    let inverse = 1.0 / grid.scale;
     let mut sum = simd.splat(0.0);
     let (whole, rest) = weights.as_chunks::<LANES>();
     for weights in whole {
-        let error = error(simd.load(weights));
+        let error = errors(simd, simd.load(weights), top, grid, inverse);
         sum = simd.mul_add(error, error, sum);
     }
     if !rest.is_empty() {
         let there = simd.mask((1 << rest.len()) - 1);
-        let error = simd.select(there, error(simd.load_part(rest)), simd.splat(0.0));
+        let error = errors(simd, simd.load_part(rest), top, grid, inverse);
+        let error = simd.select(there, error, simd.splat(0.0));
         sum = simd.mul_add(error, error, sum);
     }
     simd.sum(sum)
+}
+
+/// w - ŵ of each lane.
+#[inline(always)]
+fn errors<S: Simd>(simd: S, weights: S::F, top: f32, grid: Grid, inverse: f32) -> S::F {
+    let w = simd.sub(weights, simd.splat(grid.base));
+    let round = simd.splat(ROUND);
+    let q = simd.sub(simd.add(simd.mul(w, simd.splat(inverse)), round), round);
+    let q = simd.min(simd.max(q, simd.splat(-grid.zero)), simd.splat(top - grid.zero));
+    simd.neg_mul_add(q, simd.splat(grid.scale), w)
 }
 
 /// `code = clamp(rne((w - base) / scale) + zero)`.
