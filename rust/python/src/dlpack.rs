@@ -230,12 +230,12 @@ fn look(torch: &Torch, name: &str, object: &Bound<'_, PyAny>) -> PyResult<(Raw, 
     };
     // SAFETY: the table is that of this very type (`owns`), and we hold the interpreter lock.
     if unsafe { (torch.view)(object.as_ptr().cast(), &raw mut raw) } != 0 {
-        let error = PyErr::fetch(object.py());
+        let reason = PyErr::fetch(object.py()).value(object.py()).to_string();
         if device.getattr("type")?.extract::<String>()? != "cpu" {
             return Err(refused(device.to_string()));
         }
-        let layout = object.getattr("layout")?;
-        return Err(UnsupportedError::new_err(format!("{name}: got a {layout} tensor without data to read: {error}")));
+        let reason = reason.lines().next().unwrap_or_default().to_owned();
+        return Err(UnsupportedError::new_err(format!("{name}: got a tensor without data to read: {reason}")));
     }
     if raw.device_type != CPU {
         return Err(refused(device.to_string()));

@@ -24,7 +24,7 @@ mod _core {
     #[pymodule_export]
     use super::machine::{available_isas, default_threads, isa, probe_limits, self_tests};
     #[pymodule_export]
-    use super::matrix::{PackedMatrix, from_parts, quantize};
+    use super::matrix::{PackedMatrix, from_parts, matmul_gated, matmul_together, quantize, rms_norm};
     #[pymodule_export]
     use super::plan::{Plan, plan};
 

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use farthing::engine::Activations;
 use farthing::model::Role;
 use farthing::model::precision::precision;
+use farthing_kernels::activation::Activation;
 use farthing_kernels::format::{self, Bits, FloatType, Format, Offset, PackError, Precision, RowCodes};
 use farthing_kernels::pool::default_threads;
 use half::f16;
@@ -12,10 +13,10 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
 use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::array::{Array, tuple};
+use crate::array::{Array, Output, tuple};
 use crate::errors::exception;
 use crate::floats::Floats;
-use crate::product::{Target, product};
+use crate::product::{Target, gated_product, normalize, product};
 
 /// Type of scales and minima of the formats that [`quantize`] makes.
 const SCALE: FloatType = FloatType::F16;
@@ -162,6 +163,92 @@ pub(crate) fn from_parts(
             Ok::<(), Infallible>(())
         })
     })
+}
+
+/// `x · Wᵀ + bias` for several matrices that read the same `x`, which is quantised once.
+#[pyfunction]
+pub(crate) fn matmul_together<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    matrices: Vec<PyRef<'py, PackedMatrix>>,
+    biases: Vec<Option<Bound<'py, PyAny>>>,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    if matrices.is_empty() || biases.len() != matrices.len() {
+        let (got, expected) = (biases.len(), matrices.len());
+        return Err(PyValueError::new_err(format!("biases: got {got}, expected one for each of {expected} matrices")));
+    }
+    let x = Array::of("x", x, false)?;
+    let biases = biases.iter().map(|bias| bias.as_ref().map(|bias| Array::of("bias", bias, false)).transpose());
+    let biases: Vec<Option<Array<'_>>> = biases.collect::<PyResult<_>>()?;
+    let outs = matrices.iter().map(|matrix| x.like(py, &matrix.shape_for(&x)?));
+    let mut outs: Vec<Output<'_>> = outs.collect::<PyResult<_>>()?;
+    let mut targets = Vec::with_capacity(matrices.len());
+    for ((matrix, bias), out) in matrices.iter().zip(&biases).zip(&mut outs) {
+        targets.push(Target { matrix: &matrix.0, bias: matrix.bias_of(bias.as_ref())?, out: out.floats_mut()? });
+    }
+    let (floats, k) = (x.floats()?, matrices[0].0.columns());
+    py.detach(|| product(floats, k, &mut targets));
+    Ok(outs.into_iter().map(Output::into_object).collect())
+}
+
+/// `(activation(x · gateᵀ) * (x · upᵀ)) · downᵀ`.
+#[pyfunction]
+pub(crate) fn matmul_gated<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    gate: &Bound<'py, PackedMatrix>,
+    up: &Bound<'py, PackedMatrix>,
+    down: &Bound<'py, PackedMatrix>,
+    activation: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    let activation = match activation {
+        "silu" => Activation::Silu,
+        "gelu_tanh" => Activation::GeluTanh,
+        other => {
+            return Err(PyValueError::new_err(format!("activation: got {other:?}, expected silu or gelu_tanh")));
+        }
+    };
+    let (gate, up, down) = (gate.get(), up.get(), down.get());
+    let x = Array::of("x", x, false)?;
+    let mut shape = gate.shape_for(&x)?;
+    let (wide, k) = gate.shape();
+    if up.shape() != (wide, k) || down.0.columns() != wide {
+        let (up, down) = (up.shape(), down.shape());
+        return Err(PyValueError::new_err(format!(
+            "up and down: got shapes {up:?} and {down:?}, expected ({wide}, {k}) and (N, {wide})"
+        )));
+    }
+    if let Some(last) = shape.last_mut() {
+        *last = down.0.rows();
+    }
+    let mut out = x.like(py, &shape)?;
+    let (mut filled, floats) = (out.floats_mut()?, x.floats()?);
+    py.detach(|| gated_product(floats, [&gate.0, &up.0, &down.0], activation, &mut filled));
+    Ok(out.into_object())
+}
+
+/// `x / √(mean x² + eps) · weight` along the last axis.
+#[pyfunction]
+pub(crate) fn rms_norm<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    weight: &Bound<'py, PyAny>,
+    eps: f32,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (x, weight) = (Array::of("x", x, false)?, Array::of("weight", weight, false)?);
+    match (weight.shape(), x.shape().last()) {
+        (&[k], Some(&last)) if k == last && k > 0 => {}
+        (got, _) => {
+            let (got, x) = (tuple(got), tuple(x.shape()));
+            return Err(PyValueError::new_err(format!(
+                "weight: got shape {got} for x of shape {x}, expected (K,) for (..., K)"
+            )));
+        }
+    }
+    let mut out = x.like(py, x.shape())?;
+    let (floats, weight, mut filled) = (x.floats()?, weight.floats()?, out.floats_mut()?);
+    py.detach(|| normalize(floats, weight, eps, &mut filled));
+    Ok(out.into_object())
 }
 
 /// Codes, scales and minima, row-major.

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use farthing_kernels::activation::Activation;
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::matmul::{Input, Job, gated, matmul};
+use farthing_kernels::norm::rms_norm;
 use farthing_kernels::pool::{Pool, default_threads};
 
 use crate::floats::{Floats, FloatsMut, room};
@@ -40,10 +41,22 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// The threads of this process's matrices; callers on several threads take turns.
-fn pool() -> &'static Pool {
-    static POOL: OnceLock<Pool> = OnceLock::new();
-    POOL.get_or_init(|| Pool::new(default_threads()))
+/// Bytes of weights, and products of two numbers, that one thread reads and computes in about 100 µs. Between two calls
+/// from Python the other threads park; to wake them for less takes longer than it saves.
+const BYTES_ALONE: usize = 4 << 20;
+const PRODUCTS_ALONE: usize = 1 << 25;
+
+/// The threads of this process's matrices; callers on several threads take turns. Little work stays with the caller.
+fn pool(m: usize, matrices: &[&PackedMatrix]) -> &'static Pool {
+    static ALL: OnceLock<Pool> = OnceLock::new();
+    static ALONE: OnceLock<Pool> = OnceLock::new();
+    let bytes: usize = matrices.iter().map(|matrix| matrix.nbytes()).sum();
+    let products: usize = matrices.iter().map(|matrix| matrix.rows() * matrix.columns()).sum();
+    if bytes <= BYTES_ALONE && products.saturating_mul(m) <= PRODUCTS_ALONE {
+        ALONE.get_or_init(|| Pool::new(1))
+    } else {
+        ALL.get_or_init(|| Pool::new(default_threads()))
+    }
 }
 
 /// Rows of `x` computed together, for rows of `k` inputs and `n` outputs.
@@ -56,7 +69,7 @@ pub(crate) fn product(x: Floats<'_>, k: usize, targets: &mut [Target<'_>]) {
     let matrices: Vec<&PackedMatrix> = targets.iter().map(|target| target.matrix).collect();
     let widths: Vec<usize> = matrices.iter().map(|matrix| matrix.rows()).collect();
     let (m, n) = (x.len() / k, widths.iter().sum());
-    let pool = pool();
+    let pool = pool(m, &matrices);
     SCRATCH.with_borrow_mut(|scratch| {
         let mut biases: Vec<Option<&[f32]>> = Vec::with_capacity(targets.len());
         let mut space = room(&mut scratch.biases, n);
@@ -109,7 +122,7 @@ pub(crate) fn gated_product(
 ) {
     let (k, wide, n) = (gate.columns(), gate.rows(), down.rows());
     let m = x.len() / k;
-    let pool = pool();
+    let pool = pool(m, &[gate, up, down]);
     SCRATCH.with_borrow_mut(|scratch| {
         for first in (0..m).step_by(part(k, wide)) {
             let rows = part(k, wide).min(m - first);
@@ -128,6 +141,25 @@ pub(crate) fn gated_product(
                 let y = room(&mut scratch.y, rows * n);
                 multiply(y);
                 out.narrow(pool, n, first * n, y);
+            }
+        }
+    });
+}
+
+/// `out = x / √(mean x² + eps) · weight` for each row of `x: (m, k)`, `weight: (k,)`.
+pub(crate) fn normalize(x: Floats<'_>, weight: Floats<'_>, eps: f32, out: &mut FloatsMut<'_>) {
+    let k = weight.len();
+    SCRATCH.with_borrow_mut(|scratch| {
+        let pool = pool(0, &[]);
+        let weight = weight.as_f32(pool, k, &mut scratch.biases);
+        for (row, first) in (0..x.len()).step_by(k).enumerate() {
+            let x = x.slice(first..first + k).as_f32(pool, k, &mut scratch.x);
+            if let FloatsMut::F32(out) = out {
+                rms_norm(x, weight, eps, &mut out[row * k..(row + 1) * k]);
+            } else {
+                let y = room(&mut scratch.y, k);
+                rms_norm(x, weight, eps, y);
+                out.narrow(pool, k, first, y);
             }
         }
     });
