@@ -12,6 +12,7 @@ mod packed;
 mod quantize;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 pub use pack::PackError;
 pub use packed::PackedMatrix;
