@@ -6,10 +6,12 @@
 //! [`SuperBlock`].
 
 pub(crate) mod layout;
+mod lookup;
 mod names;
 mod pack;
 mod packed;
 mod quantize;
+mod ternary;
 #[cfg(test)]
 mod tests;
 mod unpack;
