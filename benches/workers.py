@@ -141,7 +141,7 @@ class MistralRs:
         self._mistralrs = mistralrs
         which = mistralrs.Which.GGUF(quantized_model_id=str(model.parent), quantized_filename=model.name)
         # No cache of prefixes: every prompt is computed.
-        self._runner = mistralrs.Runner(which=which, max_seqs=1, prefix_cache_n=0, token_source="none")  # noqa: S106
+        self._runner = mistralrs.Runner(which=which, max_seqs=1, prefix_cache_n=0, token_source="none")
 
     def _complete(self, text: str, tokens: int) -> Any:
         return self._runner.send_completion_request(
