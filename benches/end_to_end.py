@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
 from time import sleep
@@ -18,6 +19,7 @@ from time import sleep
 from .workers import ENGINES, BenchBinary, Tests, Worker, bench_binaries
 
 TEXT = "The capital of France is"
+LIMIT = "limit of "
 Rates = dict[str, dict[str, list[float]]]
 
 
@@ -41,7 +43,9 @@ def start(names: list[str], model: Path, threads: int) -> list[Worker]:
 
 def agree(workers: list[Worker], text: str) -> None:
     """Every engine's likeliest token is the same, and its five likeliest are among the others' ten."""
-    farthing = next(worker for worker in workers if worker.name.startswith("farthing"))
+    farthing = next((worker for worker in workers if worker.name.startswith("farthing")), None)
+    if farthing is None:
+        return print("nothing to compare the output with: farthing is not measured")
     ids = farthing.ask("encode", text)
     tops = {worker.name: worker.ask("top", ids, text, 10) for worker in workers}
     for name, top in tops.items():
@@ -60,6 +64,7 @@ def agree(workers: list[Worker], text: str) -> None:
 def measure(engines: list[Worker | BenchBinary], what: Tests, rounds: int) -> Rates:
     """Tokens per second by engine and test, one value a round."""
     rates: Rates = {engine.name: {test: [] for test in what} for engine in engines}
+    limits: Rates = {LIMIT + name: {test: [] for test in what} for name in rates if name.startswith("farthing")}
     for turn in range(-1, rounds):
         for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
             if turn < 0 and isinstance(engine, BenchBinary):
@@ -67,39 +72,50 @@ def measure(engines: list[Worker | BenchBinary], what: Tests, rounds: int) -> Ra
             for test, seconds in engine.run(what).items():
                 if turn >= 0:
                     rates[engine.name][test].append(what[test][1] / seconds)
+            if turn >= 0 and LIMIT + engine.name in limits:
+                for test, rate in engine.ask("limits", what).items():
+                    limits[LIMIT + engine.name][test].append(rate)
             sleep(0.05)  # the engine's threads fall asleep
-    return rates
+    return rates | limits
 
 
-def compare(model: Path, names: list[str], what: Tests, *, threads: int, rounds: int, text: str | None = TEXT) -> Rates:
-    """Measures the engines on one file; ``text`` is what they must agree about first."""
+def compare(
+    model: Path, names: list[str], what: Tests, *, threads: int, rounds: int, ik_model: Path | None = None
+) -> Rates:
+    """Measures the engines on one file, or ik_llama.cpp on a file of its own with the same model in its own format."""
     workers = start(names, model, threads)
     try:
-        if text is not None:
-            agree(workers, text)
-        return measure([*workers, *bench_binaries(model, threads)], what, rounds)
+        agree(workers, TEXT)
+        return measure([*workers, *bench_binaries(model, ik_model or model, threads)], what, rounds)
     finally:
         for worker in workers:
             worker.close()
 
 
 def table(rates: Rates) -> str:
-    """Rows of engines: the median rate of each test and its range; then farthing's ratios to the best peer."""
+    """Rows of engines: the median rate of each test and its range; then farthing's ratios to the best peer and limit."""
     columns = list(next(iter(rates.values())))
-    lines = [f"{'tok/s':<22}" + "".join(f"{test:>22}" for test in columns)]
+    lines = [_line("tok/s", columns)]
     for name, values in rates.items():
-        cells = (f"{median(v):.1f} ({min(v):.0f}–{max(v):.0f})" for v in values.values())
-        lines.append(f"{name:<22}" + "".join(f"{cell:>22}" for cell in cells))
+        lines.append(_line(name, (f"{median(v):.1f} ({min(v):.0f}–{max(v):.0f})" for v in values.values())))
     ours = [name for name in rates if name.startswith("farthing")]
-    peers = [name for name in rates if name not in ours]
-    for name in ours if peers else []:
-        cells = []
-        for test in columns:
-            best = max(peers, key=lambda peer: median(rates[peer][test]))
-            ratio = median(a / b for a, b in zip(rates[name][test], rates[best][test], strict=True))
-            cells.append(f"{ratio:.2f}× {best}")
-        lines.append(f"{name + ' ÷ best':<22}" + "".join(f"{cell:>22}" for cell in cells))
+    peers = [name for name in rates if name not in ours and not name.startswith(LIMIT)]
+    for name in ours:
+        if peers:
+            best = {test: max(peers, key=lambda peer: median(rates[peer][test])) for test in columns}
+            cells = [f"{_ratio(rates, name, best[test], test):.2f}× {best[test]}" for test in columns]
+            lines.append(_line(f"{name} ÷ best", cells))
+        cells = [f"{_ratio(rates, name, LIMIT + name, test):.0%}" for test in columns]
+        lines.append(_line(f"{name} ÷ limit", cells))
     return "\n".join(lines)
+
+
+def _line(name: str, cells: Iterable[str]) -> str:
+    return f"{name:<20}" + "".join(f"{cell:>25}" for cell in cells)
+
+
+def _ratio(rates: Rates, name: str, other: str, test: str) -> float:
+    return median(a / b for a, b in zip(rates[name][test], rates[other][test], strict=True))
 
 
 def default_model() -> Path:

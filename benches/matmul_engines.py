@@ -54,6 +54,8 @@ class Farthing:
 
         if not hasattr(ft, "quantize"):
             raise PeerMissingError("this farthing has no quantize")
+        if threads != ft.machine.limits().threads:
+            raise PeerMissingError(f"its matrices work with the {ft.machine.limits().threads} allowed processors")
         options = {"group": GROUP, "symmetric": True} if kind == "int4" else {}
         self._matrices = [ft.quantize(np.roll(weights, i, 0), kind, activations="a8", **options) for i in range(copies)]
         self.nbytes = self._matrices[0].nbytes

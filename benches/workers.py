@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 import farthing
 import numpy as np
+from farthing import machine
+from farthing.bench import _limit
 
 ROOT = Path(__file__).parent.parent
 # Ids that every vocabulary has, the 512 tokens of `slices` too; what they say does not matter for speed.
@@ -42,25 +44,27 @@ class Farthing:
     """farthing; ``activations`` is the precision policy."""
 
     def __init__(self, model: Path, threads: int, activations: str) -> None:
-        import farthing as ft
-
-        self._ft = ft
-        self._llm = ft.LLM(model, activations=activations, threads=threads, context=1024, max_sequences=1)
+        self._llm = farthing.LLM(model, activations=activations, threads=threads, context=1024, max_sequences=1)
 
     def prompt(self, tokens: int) -> float:
-        params = self._ft.SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+        params = farthing.SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
         start = perf_counter()
         self._llm.generate(IDS[:tokens], params)
         return perf_counter() - start
 
     def decode(self, tokens: int) -> float:
         # The first token belongs to the prompt; sampling and the detokenizer are in the time.
-        params = self._ft.SamplingParams(max_tokens=tokens + 1, temperature=0.0, ignore_eos=True)
+        params = farthing.SamplingParams(max_tokens=tokens + 1, temperature=0.0, ignore_eos=True)
         (completion,) = self._llm.generate(IDS[:START], params)
         return completion.ledger.decode_seconds
 
     def top(self, ids: list[int], _text: str, count: int) -> list[int]:
         return np.argsort(-self._llm.logits(ids)[-1])[:count].tolist()
+
+    def limits(self, tests: Tests) -> dict[str, float]:
+        """Tokens per second at the machine's limits, probed now."""
+        limits = machine.measure(self._llm.threads)
+        return {name: _limit(self._llm.explain(), limits, *test) for name, test in tests.items()}
 
     def encode(self, text: str) -> list[int]:
         return self._llm.tokenizer.encode(text)
@@ -232,7 +236,8 @@ class Worker:
         return answer["value"]
 
     def run(self, tests: Tests) -> dict[str, float]:
-        """Seconds for each test."""
+        """Seconds for each test, after a short prompt that wakes the engine up; llama-bench does likewise."""
+        self.ask("prompt", 16)
         return {name: self.ask(method, tokens) for name, (method, tokens) in tests.items()}
 
     def close(self) -> None:
@@ -263,14 +268,14 @@ class BenchBinary:
         }
 
 
-def bench_binaries(model: Path, threads: int) -> list[BenchBinary]:
+def bench_binaries(model: Path, ik_model: Path, threads: int) -> list[BenchBinary]:
     """The llama-bench binaries that LLAMA_BENCH and IK_LLAMA_BENCH name, or that is on the path."""
     found = []
     if binary := os.environ.get("LLAMA_BENCH") or shutil.which("llama-bench"):
         found.append(BenchBinary("llama-bench", binary, model, threads))
     if binary := os.environ.get("IK_LLAMA_BENCH"):
-        found.append(BenchBinary("ik_llama.cpp", binary, model, threads))
-        found.append(BenchBinary("ik_llama.cpp -rtr", binary, model, threads, "-rtr", "1"))
+        found.append(BenchBinary("ik_llama.cpp", binary, ik_model, threads))
+        found.append(BenchBinary("ik_llama.cpp -rtr", binary, ik_model, threads, "-rtr", "1"))
     return found
 
 
