@@ -45,7 +45,8 @@ def agree(workers: list[Worker], text: str) -> None:
     """Every engine's likeliest token is the same, and its five likeliest are among the others' ten."""
     farthing = next((worker for worker in workers if worker.name.startswith("farthing")), None)
     if farthing is None:
-        return print("nothing to compare the output with: farthing is not measured")
+        print("nothing to compare the output with: farthing is not measured")
+        return
     ids = farthing.ask("encode", text)
     tops = {worker.name: worker.ask("top", ids, text, 10) for worker in workers}
     for name, top in tops.items():
@@ -93,7 +94,7 @@ def compare(
 
 
 def table(rates: Rates) -> str:
-    """Rows of engines: the median rate of each test and its range; then farthing's ratios to the best peer and limit."""
+    """Rows of engines: the median rate of each test and its range; farthing's ratios to the best peer and its limit."""
     columns = list(next(iter(rates.values())))
     lines = [_line("tok/s", columns)]
     for name, values in rates.items():

@@ -49,13 +49,12 @@ class Farthing:
 
     precision = "a8"
 
-    def __init__(self, weights: Array, kind: str, copies: int, threads: int) -> None:
+    def __init__(self, weights: Array, kind: str, copies: int, _threads: int) -> None:
         import farthing as ft
 
         if not hasattr(ft, "quantize"):
             raise PeerMissingError("this farthing has no quantize")
-        if threads != ft.machine.limits().threads:
-            raise PeerMissingError(f"its matrices work with the {ft.machine.limits().threads} allowed processors")
+        # Matrices work on the processors that the process may use.
         options = {"group": GROUP, "symmetric": True} if kind == "int4" else {}
         self._matrices = [ft.quantize(np.roll(weights, i, 0), kind, activations="a8", **options) for i in range(copies)]
         self.nbytes = self._matrices[0].nbytes

@@ -56,16 +56,12 @@ def check(
         raise WrongResultError(f"{name}: error {mean:.2e}, largest {largest:.2e}, of the outputs' root mean square")
 
 
-def limit_isa(isa: str) -> dict[str, str]:
+def limit_isa(isa: str) -> None:
     """Holds every engine that can be held at an instruction set; before any of them is imported."""
     if isa != "avx2":
         raise SystemExit(f"--isa {isa}: only avx2 is a limit that the peers know")
-    held = {"FARTHING_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    os.environ.update(held)
-    print(
-        "limited to AVX2: farthing, torch, OpenVINO's oneDNN, ggml. ONNX Runtime has no such option: it runs as ever."
-    )
-    return held
+    os.environ.update({"FARTHING_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"})
+    print("limited to AVX2: farthing, torch and ggml. ONNX Runtime has no such option: it runs as ever.")
 
 
 def level_memory() -> None:
@@ -213,6 +209,9 @@ def build(
     engines: dict[str, Engine] = {}
     for name in names:
         options = {"cpu": "haswell"} if name == "ggml" and isa else {}
+        if name == "OpenVINO" and isa:
+            print("skipped OpenVINO: limited, it fails, since only one of its parts hears of the limit")
+            continue
         try:
             engines[name] = ENGINES[name](weights, kind, copies, threads, **options)
         except (ImportError, PeerMissingError) as error:
@@ -235,7 +234,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.isa:
         limit_isa(arguments.isa)
-    os.environ["OMP_NUM_THREADS"] = os.environ["FARTHING_THREADS"] = str(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     level_memory()
 
     shape, rows = tuple(arguments.shape), sorted(set(arguments.rows))
