@@ -56,7 +56,11 @@ class Farthing:
             raise PeerMissingError("this farthing has no quantize")
         # Matrices work on the processors that the process may use.
         options = {"group": GROUP, "symmetric": True} if kind == "int4" else {}
-        self._matrices = [ft.quantize(np.roll(weights, i, 0), kind, activations="a8", **options) for i in range(copies)]
+        rolled = (np.roll(weights, i, 0) for i in range(copies))
+        try:
+            self._matrices = [ft.quantize(matrix, kind, activations="a8", **options) for matrix in rolled]
+        except (ft.UnsupportedError, ValueError) as error:
+            raise PeerMissingError(str(error)) from None
         self.nbytes = self._matrices[0].nbytes
         self.exact = np.asarray(self._matrices[0].dequantize(), np.float64)
 
