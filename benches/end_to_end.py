@@ -66,14 +66,11 @@ def measure(engines: list[Worker | BenchBinary], what: Tests, rounds: int) -> Ra
     """Tokens per second by engine and test, one value a round."""
     rates: Rates = {engine.name: {test: [] for test in what} for engine in engines}
     limits: Rates = {LIMIT + name: {test: [] for test in what} for name in rates if name.startswith("farthing")}
-    for turn in range(-1, rounds):
+    for turn in range(rounds):
         for engine in engines[turn % len(engines) :] + engines[: turn % len(engines)]:
-            if turn < 0 and isinstance(engine, BenchBinary):
-                continue  # warms itself up
             for test, seconds in engine.run(what).items():
-                if turn >= 0:
-                    rates[engine.name][test].append(what[test][1] / seconds)
-            if turn >= 0 and LIMIT + engine.name in limits:
+                rates[engine.name][test].append(what[test][1] / seconds)
+            if LIMIT + engine.name in limits:
                 for test, rate in engine.ask("limits", what).items():
                     limits[LIMIT + engine.name][test].append(rate)
             sleep(0.05)  # the engine's threads fall asleep
