@@ -15,11 +15,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import hf, nn
     from ._core import __version__
     from .completion import Completion, Stream, TokenLogprobs
     from .errors import FarthingError, FormatError, ModelNotFoundError, UnsupportedError
     from .ledger import EngineLedger, Ledger
     from .llm import LLM
+    from .matrix import PackedMatrix, quantize
     from .sampling import SamplingParams
     from .tokenizer import Tokenizer
     from .versions import show_versions
@@ -32,12 +34,16 @@ __all__ = [
     "FormatError",
     "Ledger",
     "ModelNotFoundError",
+    "PackedMatrix",
     "SamplingParams",
     "Stream",
     "TokenLogprobs",
     "Tokenizer",
     "UnsupportedError",
     "__version__",
+    "hf",
+    "nn",
+    "quantize",
     "show_versions",
 ]
 
@@ -50,14 +56,18 @@ _HOMES = {
     "FormatError": "errors",
     "Ledger": "ledger",
     "ModelNotFoundError": "errors",
+    "PackedMatrix": "matrix",
     "SamplingParams": "sampling",
     "Stream": "completion",
     "TokenLogprobs": "completion",
     "Tokenizer": "tokenizer",
     "UnsupportedError": "errors",
     "__version__": "_core",
+    "quantize": "matrix",
     "show_versions": "versions",
 }
+# Packages that import torch.
+_PACKAGES = ("hf", "nn")
 
 
 def __getattr__(name: str) -> Any:
@@ -67,6 +77,8 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,11 +1,16 @@
 //! Python bindings: convert, check, release the interpreter lock, call the core. One file per Python module.
 #![allow(clippy::needless_pass_by_value, reason = "Python's arguments arrive by value")]
 
+mod array;
+mod dlpack;
 mod errors;
+mod floats;
 mod ledger;
 mod llm;
 mod machine;
+mod matrix;
 mod plan;
+mod product;
 
 use pyo3::prelude::*;
 
@@ -18,6 +23,8 @@ mod _core {
     use super::llm::{Completion, Llm, MatrixReport, Sampling, Stream};
     #[pymodule_export]
     use super::machine::{available_isas, default_threads, isa, probe_limits, self_tests};
+    #[pymodule_export]
+    use super::matrix::{PackedMatrix, from_parts, matmul_gated, matmul_together, quantize, rms_norm};
     #[pymodule_export]
     use super::plan::{Plan, plan};
 

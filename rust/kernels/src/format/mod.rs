@@ -10,6 +10,7 @@ mod packed;
 mod quantize;
 #[cfg(test)]
 mod tests;
+mod unpack;
 
 pub use pack::PackError;
 pub use packed::PackedMatrix;

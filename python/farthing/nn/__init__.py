@@ -1,0 +1,6 @@
+"""Torch modules whose weights are packed. Importing this package imports torch."""
+
+from .bit_linear import BitLinear
+from .linear import Linear
+
+__all__ = ["BitLinear", "Linear"]

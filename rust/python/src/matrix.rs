@@ -1,0 +1,399 @@
+//! `farthing.matrix`: packed matrices, made from arrays and multiplied with arrays.
+
+use std::convert::Infallible;
+
+use farthing::engine::Activations;
+use farthing::model::Role;
+use farthing::model::precision::precision;
+use farthing_kernels::activation::Activation;
+use farthing_kernels::format::{self, Bits, FloatType, Format, Offset, PackError, Precision, RowCodes};
+use farthing_kernels::pool::default_threads;
+use half::f16;
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::array::{Array, Output, tuple};
+use crate::errors::exception;
+use crate::floats::Floats;
+use crate::product::{Target, gated_product, normalize, product};
+
+/// Type of scales and minima of the formats that [`quantize`] makes.
+const SCALE: FloatType = FloatType::F16;
+/// The formats by name; those of integers take a group and an offset.
+const FORMATS: [(&str, Kind); 5] = [
+    ("int4", Kind::Integer(Bits::Four)),
+    ("int8", Kind::Integer(Bits::Eight)),
+    ("f32", Kind::Float(FloatType::F32)),
+    ("f16", Kind::Float(FloatType::F16)),
+    ("bf16", Kind::Float(FloatType::Bf16)),
+];
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Integer(Bits),
+    Float(FloatType),
+}
+
+/// The format of that name.
+fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Format> {
+    let kind = FORMATS.iter().find(|(known, _)| *known == name).map(|&(_, kind)| kind).ok_or_else(|| {
+        let known: Vec<_> = FORMATS.iter().map(|(name, _)| *name).collect();
+        PyValueError::new_err(format!("weights: got {name:?}, expected one of {}", known.join(", ")))
+    })?;
+    Ok(match kind {
+        Kind::Integer(bits) => {
+            let offset = if symmetric { Offset::Symmetric } else { Offset::Minimum };
+            Format::Integer { bits, group, offset, scale: SCALE }
+        }
+        Kind::Float(kind) => Format::Float(kind),
+    })
+}
+
+/// `(name, group, symmetric)` of a format that [`named`] has made.
+fn arguments(format: Format) -> PyResult<(&'static str, usize, bool)> {
+    let (kind, group, symmetric) = match format {
+        Format::Integer { bits, group, offset, .. } => (Kind::Integer(bits), group, offset == Offset::Symmetric),
+        Format::Float(kind) => (Kind::Float(kind), 0, true),
+    };
+    let known = FORMATS.iter().find(|(_, known)| *known == kind).map(|(name, _)| (*name, group, symmetric));
+    known.ok_or_else(|| PyRuntimeError::new_err(format!("{format} has no name")))
+}
+
+/// The engine's policy for a matrix of that role; without a role, one that is not an attention output.
+fn precision_of(format: Format, activations: &str, role: Option<&str>) -> PyResult<Precision> {
+    let roles = || Role::IN_BLOCK.into_iter().chain([Role::Embedding, Role::Head]);
+    let role = match role {
+        None => Role::Head,
+        Some(name) => roles().find(|role| role.name() == name).ok_or_else(|| {
+            let known: Vec<_> = roles().map(Role::name).collect();
+            PyValueError::new_err(format!("role: got {name:?}, expected one of {}", known.join(", ")))
+        })?,
+    };
+    Ok(precision(role, format, Activations::parse(activations).map_err(exception)?))
+}
+
+/// Runs `pack` on threads of its own: those of rayon's global pool do not survive a fork.
+fn packed<E: Send + std::fmt::Display>(
+    py: Python<'_>,
+    pack: impl FnOnce() -> Result<format::PackedMatrix, PackError<E>> + Send,
+) -> PyResult<PackedMatrix> {
+    let packers = rayon::ThreadPoolBuilder::new().num_threads(default_threads()).build();
+    let packers = packers.map_err(|error| PyRuntimeError::new_err(format!("no threads to pack with: {error}")))?;
+    match py.detach(|| packers.install(pack)) {
+        Ok(matrix) => Ok(PackedMatrix(matrix)),
+        Err(PackError::OutOfMemory(error)) => Err(PyMemoryError::new_err(error.to_string())),
+        Err(error) => Err(PyValueError::new_err(format!("weights: {error}"))),
+    }
+}
+
+/// Packs `w: (N, K)`.
+#[pyfunction]
+#[pyo3(signature = (w, weights, *, group, symmetric, activations, role))]
+pub(crate) fn quantize(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    weights: &str,
+    group: usize,
+    symmetric: bool,
+    activations: &str,
+    role: Option<&str>,
+) -> PyResult<PackedMatrix> {
+    let format = named(weights, group, symmetric)?;
+    let precision = precision_of(format, activations, role)?;
+    let w = Array::of("w", w, true)?;
+    let (n, k) = w.matrix("w")?;
+    let floats = w.floats()?;
+    packed(py, || {
+        let row = |n: usize, out: &mut [f32]| {
+            floats.slice(n * k..(n + 1) * k).widen(out);
+            Ok::<(), Infallible>(())
+        };
+        match format {
+            Format::Float(kind) => format::PackedMatrix::pack_float(n, k, kind, row),
+            Format::Integer { .. } => format::PackedMatrix::quantize(n, k, format, precision, row),
+        }
+    })
+}
+
+/// A matrix from what [`PackedMatrix::parts`] gave, bit for bit.
+#[pyfunction]
+#[pyo3(signature = (codes, scales, minima, *, weights, group, symmetric, activations, columns))]
+pub(crate) fn from_parts(
+    py: Python<'_>,
+    codes: PyReadonlyArray2<'_, u8>,
+    scales: PyReadonlyArray2<'_, f16>,
+    minima: PyReadonlyArray2<'_, f16>,
+    weights: &str,
+    group: usize,
+    symmetric: bool,
+    activations: &str,
+    columns: usize,
+) -> PyResult<PackedMatrix> {
+    let format = named(weights, group, symmetric)?;
+    let Format::Integer { bits, .. } = format else {
+        return Err(PyValueError::new_err(format!("weights: got {weights:?}, expected an integer format")));
+    };
+    if activations == "auto" {
+        return Err(PyValueError::new_err("activations: got \"auto\", expected a8, a16 or f32"));
+    }
+    let precision = precision_of(format, activations, None)?;
+    let (codes, scales, minima) = (codes.as_array(), scales.as_array(), minima.as_array());
+    let n = codes.nrows();
+    let bytes = if bits == Bits::Four { columns.div_ceil(2) } else { columns };
+    let groups = columns.div_ceil(group.max(1));
+    let shapes = [
+        ("codes", codes.dim(), (n, bytes)),
+        ("scales", scales.dim(), (n, groups)),
+        ("minima", minima.dim(), (n, if symmetric { 0 } else { groups })),
+    ];
+    if let Some((name, got, expected)) = shapes.iter().find(|(_, got, expected)| got != expected) {
+        return Err(PyValueError::new_err(format!("{name}: got shape {got:?}, expected {expected:?}")));
+    }
+    packed(py, || {
+        format::PackedMatrix::pack_codes(n, columns, format, precision, |n, row: &mut RowCodes| {
+            for (k, code) in row.codes.iter_mut().enumerate() {
+                *code = match bits {
+                    Bits::Four => codes[[n, k / 2]] >> (4 * (k % 2)) & 15,
+                    Bits::Eight => codes[[n, k]],
+                };
+            }
+            row.scales.iter_mut().zip(scales.row(n)).for_each(|(to, from)| *to = from.to_f32());
+            row.offsets.iter_mut().zip(minima.row(n)).for_each(|(to, from)| *to = from.to_f32());
+            Ok::<(), Infallible>(())
+        })
+    })
+}
+
+/// `x · Wᵀ + bias` for several matrices that read the same `x`, which is quantised once.
+#[pyfunction]
+pub(crate) fn matmul_together<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    matrices: Vec<PyRef<'py, PackedMatrix>>,
+    biases: Vec<Option<Bound<'py, PyAny>>>,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    if matrices.is_empty() || biases.len() != matrices.len() {
+        let (got, expected) = (biases.len(), matrices.len());
+        return Err(PyValueError::new_err(format!("biases: got {got}, expected one for each of {expected} matrices")));
+    }
+    let x = Array::of("x", x, false)?;
+    let biases = biases.iter().map(|bias| bias.as_ref().map(|bias| Array::of("bias", bias, false)).transpose());
+    let biases: Vec<Option<Array<'_>>> = biases.collect::<PyResult<_>>()?;
+    let outs = matrices.iter().map(|matrix| x.like(py, &matrix.shape_for(&x)?));
+    let mut outs: Vec<Output<'_>> = outs.collect::<PyResult<_>>()?;
+    let mut targets = Vec::with_capacity(matrices.len());
+    for ((matrix, bias), out) in matrices.iter().zip(&biases).zip(&mut outs) {
+        targets.push(Target { matrix: &matrix.0, bias: matrix.bias_of(bias.as_ref())?, out: out.floats_mut()? });
+    }
+    let (floats, k) = (x.floats()?, matrices[0].0.columns());
+    py.detach(|| product(floats, k, &mut targets));
+    Ok(outs.into_iter().map(Output::into_object).collect())
+}
+
+/// `(activation(x · gateᵀ) * (x · upᵀ)) · downᵀ`.
+#[pyfunction]
+pub(crate) fn matmul_gated<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    gate: &Bound<'py, PackedMatrix>,
+    up: &Bound<'py, PackedMatrix>,
+    down: &Bound<'py, PackedMatrix>,
+    activation: &str,
+) -> PyResult<Bound<'py, PyAny>> {
+    let activation = match activation {
+        "silu" => Activation::Silu,
+        "gelu_tanh" => Activation::GeluTanh,
+        other => {
+            return Err(PyValueError::new_err(format!("activation: got {other:?}, expected silu or gelu_tanh")));
+        }
+    };
+    let (gate, up, down) = (gate.get(), up.get(), down.get());
+    let x = Array::of("x", x, false)?;
+    let mut shape = gate.shape_for(&x)?;
+    let (wide, k) = gate.shape();
+    if up.shape() != (wide, k) || down.0.columns() != wide {
+        let (up, down) = (up.shape(), down.shape());
+        return Err(PyValueError::new_err(format!(
+            "up and down: got shapes {up:?} and {down:?}, expected ({wide}, {k}) and (N, {wide})"
+        )));
+    }
+    if let Some(last) = shape.last_mut() {
+        *last = down.0.rows();
+    }
+    let mut out = x.like(py, &shape)?;
+    let (mut filled, floats) = (out.floats_mut()?, x.floats()?);
+    py.detach(|| gated_product(floats, [&gate.0, &up.0, &down.0], activation, &mut filled));
+    Ok(out.into_object())
+}
+
+/// `x / √(mean x² + eps) · weight` along the last axis.
+#[pyfunction]
+pub(crate) fn rms_norm<'py>(
+    py: Python<'py>,
+    x: &Bound<'py, PyAny>,
+    weight: &Bound<'py, PyAny>,
+    eps: f32,
+) -> PyResult<Bound<'py, PyAny>> {
+    let (x, weight) = (Array::of("x", x, false)?, Array::of("weight", weight, false)?);
+    match (weight.shape(), x.shape().last()) {
+        (&[k], Some(&last)) if k == last && k > 0 => {}
+        (got, _) => {
+            let (got, x) = (tuple(got), tuple(x.shape()));
+            return Err(PyValueError::new_err(format!(
+                "weight: got shape {got} for x of shape {x}, expected (K,) for (..., K)"
+            )));
+        }
+    }
+    let mut out = x.like(py, x.shape())?;
+    let (floats, weight, mut filled) = (x.floats()?, weight.floats()?, out.floats_mut()?);
+    py.detach(|| normalize(floats, weight, eps, &mut filled));
+    Ok(out.into_object())
+}
+
+/// Codes, scales and minima, row-major.
+type Parts<'py> = (Bound<'py, PyArray2<u8>>, Bound<'py, PyArray2<f16>>, Bound<'py, PyArray2<f16>>);
+
+/// A matrix of low-bit weights, ready to be multiplied with.
+#[pyclass(frozen, weakref, module = "farthing")]
+pub(crate) struct PackedMatrix(pub(crate) format::PackedMatrix);
+
+#[pymethods]
+impl PackedMatrix {
+    /// `x · Wᵀ + bias`.
+    #[pyo3(signature = (x, bias = None))]
+    fn matmul<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        bias: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let x = Array::of("x", x, false)?;
+        let bias = bias.map(|bias| Array::of("bias", bias, false)).transpose()?;
+        let mut out = x.like(py, &self.shape_for(&x)?)?;
+        let mut target = [Target { matrix: &self.0, bias: self.bias_of(bias.as_ref())?, out: out.floats_mut()? }];
+        let floats = x.floats()?;
+        py.detach(|| product(floats, self.0.columns(), &mut target));
+        Ok(out.into_object())
+    }
+
+    /// The weights that the codes stand for, float32 `(N, K)`.
+    fn dequantize<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let weights = py.detach(|| self.0.dequantize());
+        PyArray1::from_vec(py, weights).reshape([self.0.rows(), self.0.columns()])
+    }
+
+    /// Codes (two to a byte when they have 4 bits, the even input low), scales and minima.
+    fn parts<'py>(&self, py: Python<'py>) -> PyResult<Parts<'py>> {
+        let n = self.0.rows();
+        let (mut codes, mut scales, mut minima) = (Vec::new(), Vec::<f16>::new(), Vec::<f16>::new());
+        let half = |values: &[f32]| values.iter().map(|&value| f16::from_f32(value)).collect::<Vec<_>>();
+        let four = matches!(self.0.format(), Format::Integer { bits: Bits::Four, .. });
+        let _ = arguments(self.0.format())?;
+        py.detach(|| {
+            let mut row = RowCodes::default();
+            for n in 0..n {
+                self.0.codes(n, &mut row);
+                if four {
+                    codes.extend(row.codes.chunks(2).map(|two| two[0] | two.get(1).unwrap_or(&0) << 4));
+                } else {
+                    codes.extend_from_slice(&row.codes);
+                }
+                scales.extend(half(&row.scales));
+                minima.extend(half(&row.offsets));
+            }
+        });
+        let matrix = |length: usize| [n, length / n];
+        let shapes = [matrix(codes.len()), matrix(scales.len()), matrix(minima.len())];
+        Ok((
+            PyArray1::from_vec(py, codes).reshape(shapes[0])?,
+            PyArray1::from_vec(py, scales).reshape(shapes[1])?,
+            PyArray1::from_vec(py, minima).reshape(shapes[2])?,
+        ))
+    }
+
+    /// Bytes of the packed weights: what one product reads.
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.0.nbytes()
+    }
+
+    /// `(N, K)`: outputs and inputs.
+    #[getter]
+    fn shape(&self) -> (usize, usize) {
+        (self.0.rows(), self.0.columns())
+    }
+
+    /// What the stored bytes mean.
+    #[getter]
+    fn format(&self) -> String {
+        self.0.format().to_string()
+    }
+
+    /// Precision of what the matrix is multiplied with.
+    #[getter]
+    fn activations(&self) -> &'static str {
+        self.0.precision().name()
+    }
+
+    fn __repr__(&self) -> String {
+        let (n, k) = self.shape();
+        format!(
+            "PackedMatrix({n} × {k}, {}, {}, {} bytes)",
+            self.0.format(),
+            self.0.precision().name(),
+            self.0.nbytes()
+        )
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (Bound<'py, PyAny>,))> {
+        let module = slf.py().import("farthing.matrix")?;
+        Ok((module.getattr("restore")?, (module.call_method1("state", (slf,))?,)))
+    }
+
+    /// Nothing can change the matrix, so a copy may share it.
+    fn __copy__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __deepcopy__<'py>(slf: Bound<'py, Self>, _memo: &Bound<'py, PyAny>) -> Bound<'py, Self> {
+        slf
+    }
+
+    /// `(weights, group, symmetric)` as [`quantize`] took them.
+    #[getter]
+    fn arguments(&self) -> PyResult<(&'static str, usize, bool)> {
+        arguments(self.0.format())
+    }
+}
+
+impl PackedMatrix {
+    /// The shape of the product with `x`.
+    fn shape_for(&self, x: &Array<'_>) -> PyResult<Vec<usize>> {
+        let mut shape = x.shape().to_vec();
+        let k = self.0.columns();
+        match shape.last_mut() {
+            Some(last) if *last == k => {
+                *last = self.0.rows();
+                Ok(shape)
+            }
+            _ => {
+                let got = tuple(x.shape());
+                Err(PyValueError::new_err(format!(
+                    "x: got shape {got}, expected (..., {k}) for {} weights",
+                    tuple(&[self.0.rows(), k])
+                )))
+            }
+        }
+    }
+
+    /// The elements of a bias for this matrix.
+    fn bias_of<'a>(&self, bias: Option<&'a Array<'_>>) -> PyResult<Option<Floats<'a>>> {
+        let Some(bias) = bias else { return Ok(None) };
+        let n = self.0.rows();
+        if bias.shape() == [n] {
+            return Ok(Some(bias.floats()?));
+        }
+        Err(PyValueError::new_err(format!("bias: got shape {}, expected ({n},)", tuple(bias.shape()))))
+    }
+}
