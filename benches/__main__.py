@@ -10,7 +10,7 @@ PARTS = [
     ["benches.matmul_peers", "--seconds", "1"],
     ["benches.matmul_peers", "--seconds", "1", "--format", "ternary"],
     ["benches.end_to_end", "--engines", "farthing", "farthing a8", "llama.cpp", "transformers bf16", "OpenVINO GenAI"],
-    ["benches.slices", "--rounds", "2"],
+    ["benches.slices", "--rounds", "2", "--prompts", "16", "512"],
     ["benches.batching"],
     ["benches.accuracy"],
 ]

@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
@@ -33,6 +34,15 @@ PAUSE = 0.015
 VISIT = 0.02  # seconds of timed sweeps in one visit, at least one sweep
 PROBE_EVERY = 3  # rounds
 Times = dict[int, dict[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class Round:
+    """The machine's limits, and the seconds of one product by engine in the round that followed."""
+
+    bandwidth: float
+    int8_rate: float
+    seconds: dict[str, float]
 
 
 class WrongResultError(RuntimeError):
@@ -110,49 +120,59 @@ def visit(run: Callable[[], Any], copies: int) -> list[float]:
 
 def measure(
     engines: dict[str, Engine], x: npt.NDArray[np.float32], rows: list[int], copies: int, threads: int, seconds: float
-) -> tuple[Times, dict[int, tuple[float, float]]]:
-    """Seconds by number of rows and engine, and (bandwidth, int8 rate) probed in between."""
+) -> tuple[Times, dict[int, list[Round]]]:
+    """Seconds by number of rows and engine, and the rounds in which the limits were probed."""
     from farthing import machine
 
     times: Times = {}
-    limits = {}
+    probed: dict[int, list[Round]] = {}
     for m in rows:
         sweeps: dict[str, Sweep] = {name: engine.sweep(x[:m]) for name, engine in engines.items()}
-        times[m] = {name: [] for name in engines}
-        probes, names, turn, start = [], list(engines), 0, perf_counter()
+        times[m], probed[m] = {name: [] for name in engines}, []
+        names, turn, start = list(engines), 0, perf_counter()
         while turn < 3 or perf_counter() - start < seconds:
-            if turn % PROBE_EVERY == 0:
-                probes.append(machine.measure(threads))
+            probe = machine.measure(threads) if turn % PROBE_EVERY == 0 else None
+            visits = {}
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                times[m][name] += visit(sweeps[name].run, copies)
+                visits[name] = visit(sweeps[name].run, copies)
+                times[m][name] += visits[name]
+            if probe:
+                medians = {name: median(values) for name, values in visits.items()}
+                probed[m].append(Round(probe.bandwidth, probe.int8_rate, medians))
             turn += 1
-        limits[m] = (median(p.bandwidth for p in probes), median(p.int8_rate for p in probes))
-    return times, limits
+    return times, probed
 
 
 def summary(
-    times: Times, limits: dict[int, tuple[float, float]], shape: tuple[int, int], nbytes: int | None
+    times: Times, probed: dict[int, list[Round]], shape: tuple[int, int], nbytes: int | None
 ) -> list[dict[str, Any]]:
     """Medians and what follows from them, for each number of rows."""
     found = []
     for m, by_engine in times.items():
         medians = {name: median(values) for name, values in by_engine.items()}
-        bandwidth, rate = limits[m]
+        bandwidth, rate = (median(getattr(turn, name) for turn in probed[m]) for name in ("bandwidth", "int8_rate"))
         row: dict[str, Any] = {"rows": m, "seconds": medians, "bandwidth": bandwidth, "int8_rate": rate}
         ours = medians.get("farthing")
         peers = {name: seconds for name, seconds in medians.items() if name != "farthing"}
         if ours is not None and nbytes is not None:
-            operations = 2 * m * shape[0] * shape[1] / rate
+            operations = 2 * m * shape[0] * shape[1]
+            # Against the limits of the same round: the neighbours move them from one second to the next.
+            row["of_limit"] = median(
+                max(nbytes / turn.bandwidth, operations / turn.int8_rate) / turn.seconds["farthing"]
+                for turn in probed[m]
+            )
+            row["of_int8"] = median(operations / turn.int8_rate / turn.seconds["farthing"] for turn in probed[m])
             first = found[0]["seconds"]["farthing"] if found else ours
-            row["of_limit"] = max(nbytes / bandwidth, operations) / ours
-            row["of_int8"] = operations / ours
             row["growth"] = ours / first
             # What small batches should cost at most: one row's time, or the operations at 80 % of the rate.
-            row["over_floor"] = ours / max(first, operations / 0.8)
+            row["over_floor"] = ours / max(first, operations / rate / 0.8)
             if peers:
                 row["best_peer"] = min(peers, key=lambda name: peers[name])
                 row["times_best_peer"] = peers[row["best_peer"]] / ours
         found.append(row)
+    best = max(row["int8_rate"] for row in found)
+    for row in found:
+        row["disturbed"] = row["int8_rate"] < 0.85 * best
     return found
 
 
@@ -161,11 +181,18 @@ def show(found: list[dict[str, Any]], names: list[str], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, caption="µs for one product; ratios are the peer's time over farthing's")
+    caption = "µs for one product; ratios are the peer's time over farthing's"
+    if any(row["disturbed"] for row in found):
+        caption += "; * other work took processor time"
+    table = Table(title=title, caption=caption)
     for heading in ("rows", *names, "best peer", "ratio", "of limit", "of int8", "÷ 1 row", "÷ floor", "GB/s", "TOP/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found:
-        cells = [str(row["rows"]), *(f"{row['seconds'][name] * 1e6:.0f}" for name in names), row.get("best_peer", "")]
+        cells = [
+            f"{'*' if row['disturbed'] else ''}{row['rows']}",
+            *(f"{row['seconds'][name] * 1e6:.0f}" for name in names),
+            row.get("best_peer", ""),
+        ]
         for key, form in (("times_best_peer", ".2f"), ("of_limit", ".0%"), ("of_int8", ".0%"), ("growth", ".2f")):
             cells.append(format(row[key], form) if key in row else "")
         cells += [format(row["over_floor"], ".2f") if "over_floor" in row else ""]
@@ -249,9 +276,9 @@ def main() -> None:
     for name, engine in engines.items():
         verify(name, engine, x, rows)
         del engine.exact
-    times, limits = measure(engines, x, rows, copies, arguments.threads, arguments.seconds)
+    times, probed = measure(engines, x, rows, copies, arguments.threads, arguments.seconds)
     nbytes = engines["farthing"].nbytes if "farthing" in engines else None
-    found = summary(times, limits, shape, nbytes)
+    found = summary(times, probed, shape, nbytes)
     title = f"{arguments.format} {shape[0]}×{shape[1]}, {copies} matrices, {arguments.threads} threads"
     show(found, list(engines), title + (f", {arguments.isa}" if arguments.isa else ""))
     if arguments.json:

@@ -4,7 +4,7 @@
 
 Shapes are Llama 2 7B's (hidden 4096, feed-forward 11008, 32 heads) with 8 layers, so that a file is ten times the last
 cache and yet loads in a second. The vocabulary has 512 tokens: the head is a thousandth of the work. ``ternary`` is
-TQ2_0, and for ik_llama.cpp, which has no such type, its own IQ2_BN. Files are kept in ``--cache``.
+TQ2_0, and for ik_llama.cpp, which has no such type, its own IQ2_BN. Files are kept in ``--cache``, 3 GB in all.
 """
 
 from __future__ import annotations

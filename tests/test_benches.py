@@ -78,6 +78,20 @@ def test_every_matrix_and_every_number_of_rows_is_verified(product):
         matmul_peers.verify("wrong at eight", Exact(weights, 1, late=True), x, [1, 4, 8])
 
 
+def test_limits_are_those_of_the_same_round():
+    fast, slow = (matmul_peers.Round(speed, 1e12, {"farthing": 1e6 / speed}) for speed in (4e9, 2e9))
+    times = {1: {"farthing": [2.5e-4, 5e-4], "peer": [1e-3]}, 100: {"farthing": [3e-4], "peer": [9e-4, 3e-4]}}
+    disturbed = matmul_peers.Round(4e9, 5e11, {"farthing": 3e-4})
+    first, second = matmul_peers.summary(times, {1: [fast, slow], 100: [disturbed]}, (1000, 1000), 1000_000)
+    assert first["of_limit"] == pytest.approx(1.0)
+    assert first["best_peer"] == "peer"
+    assert first["times_best_peer"] == pytest.approx(1e-3 / 3.75e-4)
+    assert not first["disturbed"]
+    assert second["disturbed"]
+    assert second["of_limit"] == pytest.approx(2e8 / 5e11 / 3e-4)
+    assert second["over_floor"] == pytest.approx(3e-4 / (2e8 / 5e11 / 0.8))
+
+
 @pytest.mark.parametrize("kind", ["int4", "ternary"])
 @pytest.mark.parametrize("name", ["torch bf16", "torch int4pack", "ONNX Runtime", "OpenVINO"])
 def test_peers_multiply_with_the_weights_they_say(name, kind):
