@@ -22,6 +22,10 @@ fn formats() -> Vec<(&'static str, Format)> {
         ("int4 g128", int4(128, Offset::Symmetric)),
         ("int4 g32", int4(32, Offset::Symmetric)),
         ("int4 g32 minimum", int4(32, Offset::Minimum)),
+        ("q4_k", Format::Super(farthing_kernels::format::SuperBlock::Q4K)),
+        ("q6_k", Format::Super(farthing_kernels::format::SuperBlock::Q6K)),
+        ("ternary 2", Format::Ternary { packing: farthing_kernels::format::Packing::TwoBits, group: None, scale: FloatType::F16 }),
+        ("ternary 1.6", Format::Ternary { packing: farthing_kernels::format::Packing::BaseThree, group: None, scale: FloatType::F16 }),
         (
             "int8 g128",
             Format::Integer { bits: Bits::Eight, group: 128, offset: Offset::Symmetric, scale: FloatType::F16 },
@@ -40,7 +44,18 @@ fn measure(pool: &Pool, name: &str, format: Format, precision: Precision, rounds
         row.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % 127) as f32 / 64.0 - 1.0);
         Ok::<(), Infallible>(())
     };
-    let new = || PackedMatrix::quantize(SIDE, SIDE, format, precision, row).expect("small finite weights");
+    let codes = |n: usize, row: &mut farthing_kernels::format::RowCodes| {
+        let top = match format { Format::Super(kind) => kind.maximum(), _ => 2 };
+        row.codes.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % (top as usize + 1)) as u8);
+        row.scales.fill(0.5);
+        row.sub_scales.fill(7);
+        row.sub_minima.fill(3);
+        Ok::<(), Infallible>(())
+    };
+    let new = || match format {
+        Format::Super(_) | Format::Ternary { .. } => PackedMatrix::pack_codes(SIDE, SIDE, format, precision, codes).expect("codes"),
+        _ => PackedMatrix::quantize(SIDE, SIDE, format, precision, row).expect("small finite weights"),
+    };
     let first = new();
     let copies = RESIDENT.div_ceil(first.nbytes());
     let matrices: Vec<PackedMatrix> = std::iter::once(first).chain((1..copies).map(|_| new())).collect();
