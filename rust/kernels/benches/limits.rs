@@ -24,8 +24,18 @@ fn formats() -> Vec<(&'static str, Format)> {
         ("int4 g32 minimum", int4(32, Offset::Minimum)),
         ("q4_k", Format::Super(farthing_kernels::format::SuperBlock::Q4K)),
         ("q6_k", Format::Super(farthing_kernels::format::SuperBlock::Q6K)),
-        ("ternary 2", Format::Ternary { packing: farthing_kernels::format::Packing::TwoBits, group: None, scale: FloatType::F16 }),
-        ("ternary 1.6", Format::Ternary { packing: farthing_kernels::format::Packing::BaseThree, group: None, scale: FloatType::F16 }),
+        (
+            "ternary 2",
+            Format::Ternary { packing: farthing_kernels::format::Packing::TwoBits, group: None, scale: FloatType::F16 },
+        ),
+        (
+            "ternary 1.6",
+            Format::Ternary {
+                packing: farthing_kernels::format::Packing::BaseThree,
+                group: None,
+                scale: FloatType::F16,
+            },
+        ),
         (
             "int8 g128",
             Format::Integer { bits: Bits::Eight, group: 128, offset: Offset::Symmetric, scale: FloatType::F16 },
@@ -45,7 +55,10 @@ fn measure(pool: &Pool, name: &str, format: Format, precision: Precision, rounds
         Ok::<(), Infallible>(())
     };
     let codes = |n: usize, row: &mut farthing_kernels::format::RowCodes| {
-        let top = match format { Format::Super(kind) => kind.maximum(), _ => 2 };
+        let top = match format {
+            Format::Super(kind) => kind.maximum(),
+            _ => 2,
+        };
         row.codes.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % (top as usize + 1)) as u8);
         row.scales.fill(0.5);
         row.sub_scales.fill(7);
@@ -53,7 +66,9 @@ fn measure(pool: &Pool, name: &str, format: Format, precision: Precision, rounds
         Ok::<(), Infallible>(())
     };
     let new = || match format {
-        Format::Super(_) | Format::Ternary { .. } => PackedMatrix::pack_codes(SIDE, SIDE, format, precision, codes).expect("codes"),
+        Format::Super(_) | Format::Ternary { .. } => {
+            PackedMatrix::pack_codes(SIDE, SIDE, format, precision, codes).expect("codes")
+        }
         _ => PackedMatrix::quantize(SIDE, SIDE, format, precision, row).expect("small finite weights"),
     };
     let first = new();
@@ -112,6 +127,9 @@ fn main() {
         let at = arguments.iter().position(|argument| argument == name);
         at.and_then(|at| arguments.get(at + 1)?.parse().ok()).unwrap_or(default)
     };
+    if let Err(error) = farthing_kernels::matmul::self_test(farthing_kernels::isa::Isa::active()) {
+        println!("{error}");
+    }
     let pool = Pool::new(option("--threads", default_threads()));
     let rounds = option("--rounds", 9);
     let filter = arguments.first().filter(|first| !first.starts_with("--"));

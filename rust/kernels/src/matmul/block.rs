@@ -50,6 +50,8 @@ pub(super) struct Operands<'a> {
     pub(super) trailers: *const u8,
     /// Bytes of a stored record.
     pub(super) stored_bytes: usize,
+    /// Of which are codes.
+    pub(super) codes_bytes: usize,
     pub(super) full: Extent,
     pub(super) last: Extent,
     /// First tile of the outputs.
@@ -298,6 +300,7 @@ pub(super) unsafe fn grouped<L: Lanes, S: Source, const V: usize, const M: usize
                 let planes = [x, x.add(extent.plane * M)];
                 two_planes::<L, S, V, M>(l, &mut acc, stride, bytes, w, planes, steps, turn, place.ahead, table);
             }
+            fetch_trailer(l, o, g, place.ahead);
             finish::<L, V, M>(l, o, &acc, g, scales, place.vector, &mut out, y);
         }
         if held::<L>(V, M) {
@@ -306,6 +309,17 @@ pub(super) unsafe fn grouped<L: Lanes, S: Source, const V: usize, const M: usize
                     l.store_float(out[m][v], y.add(m * o.width + v * L::ROWS));
                 });
             });
+        }
+    }
+}
+
+/// Fetches `ahead` what stands behind the codes of group `g`: `dots` skips it.
+#[inline(always)]
+fn fetch_trailer<L: Lanes>(l: L, o: &Operands<'_>, g: usize, ahead: usize) {
+    if ahead > 0 {
+        let record = o.trailers.wrapping_add(g * o.stored_bytes + ahead);
+        for line in (o.codes_bytes..o.stored_bytes).step_by(CELL) {
+            l.prefetch(record.wrapping_add(line));
         }
     }
 }
@@ -557,6 +571,8 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
             let extent = o.extent(g);
             let w = o.panel.add(g * o.record_bytes + rows * QUAD);
             let x = o.codes.add(place.token * o.stride + g * SuperBlock::INPUTS * o.planes * M);
+            // The first sub-block needs its scales, which stand behind all codes, long before the codes around them.
+            fetch_trailer(l, o, g, if place.ahead > 0 { o.stored_bytes } else { 0 });
             let scales = o.groups.add(place.token * groups + g * M);
             let subs = o.subs.add(place.token * groups + g * M);
             let mut total = [[l.splat_float(0.0); V]; M];
@@ -604,6 +620,7 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
                     });
                 }
             }
+            fetch_trailer(l, o, g, place.ahead);
             let (d, dmin) = (record.add(extent.scales + rows * 2), record.add(extent.offsets + rows * 2));
             each!(v < V, {
                 let scale = l.load_scales(d.add(v * L::ROWS * 2), FloatType::F16);

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::block::{Extent, Operands, Place};
 use super::input::Plane;
-use crate::format::layout::{CELL, Codes, Records, TILE};
+use crate::format::layout::{CELL, Codes, Records, TILE, Trailer};
 use crate::pool::share;
 
 /// How far ahead of the only block its codes are fetched: one page.
@@ -84,6 +84,7 @@ pub(super) unsafe fn integer<L: Level>(
         stored: records,
         trailers: panel.as_ptr(),
         stored_bytes: records.start(1),
+        codes_bytes: records.steps(0) * records.step_bytes(),
         full: extent(records, 0),
         last: extent(records, groups - 1),
         tile: tiles.start,
@@ -174,7 +175,8 @@ unsafe fn span_of_groups<L: Level>(
     for block in blocks.clone() {
         let rows = share(tokens, block, all);
         // Outputs stay in registers where groups are so short that they would cost more than the weights' second half.
-        let held = tokens > STREAM && o.stored.group <= 32;
+        let short = o.stored.group <= 32 || matches!(o.stored.trailer, Trailer::Super(_));
+        let held = tokens > STREAM && short;
         let most = if held { L::HELD[rows.len() - 1] } else { L::VECTORS[rows.len() - 1] };
         let ahead = if block == blocks.start { ahead } else { 0 };
         let mut vector = 0;
