@@ -23,8 +23,8 @@ def quantize(
         weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16``.
         group: inputs that share a scale, 16, 32, 64 or 128; float weights have none.
         symmetric: a scale for each group; if false, a scale and a minimum.
-        activations: what the weights are multiplied with: ``a8``, ``a16`` (8 or 15 bits, a scale per group), ``f32``, or
-            ``auto``, which is ``a16``, and ``f32`` for float weights.
+        activations: what the weights are multiplied with: ``a8``, ``a16`` (8 or 15 bits, a scale per group), ``f32``,
+            or ``auto``, which is ``a16``, and ``f32`` for float weights.
 
     Returns:
         A matrix that has ``matmul(x)``, ``dequantize()``, ``nbytes``, ``shape``, ``format`` and ``activations``.
@@ -47,9 +47,7 @@ def quantize(
     return pack(w, weights, group, symmetric, activations)
 
 
-def pack(
-    w: Any, weights: str, group: int, symmetric: bool, activations: str, role: str | None = None
-) -> PackedMatrix:
+def pack(w: Any, weights: str, group: int, symmetric: bool, activations: str, role: str | None = None) -> PackedMatrix:
     """`quantize` for a matrix of a known role, such as ``attention_output``, which ``auto`` looks at."""
     for name, word in {"weights": weights, "activations": activations}.items():
         if not isinstance(word, str):

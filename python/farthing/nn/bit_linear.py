@@ -37,10 +37,12 @@ class BitLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x``: (..., K); the result: (..., N), of the same type."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
-            return F.linear(_straight_through(x, _rounded(x)), _straight_through(self.weight, self._ternary()), self.bias)
+            return F.linear(
+                _straight_through(x, _rounded(x)), _straight_through(self.weight, self._ternary()), self.bias
+            )
         matrix, scale = self._codes()
         codes, step = _codes_of(x.float())
-        y = matrix.matmul(codes) * (step.reciprocal() * scale)
+        y: torch.Tensor = matrix.matmul(codes) * (step.reciprocal() * scale)
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
     def _ternary(self) -> torch.Tensor:
@@ -72,14 +74,14 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
 
 def _straight_through(real: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     """The value of ``rounded`` with the gradient of ``real``."""
-    return _StraightThrough.apply(real, rounded)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThrough.apply(real, rounded)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, real: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:  # noqa: ARG004 - torch's signature
+    def forward(ctx: object, real: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
         return rounded
 
     @staticmethod
-    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
         return gradient, None
