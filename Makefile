@@ -43,9 +43,10 @@ $(VENV)/.dev: $(VENV)/.tools pyproject.toml
 	@$(PIP) --requirement pyproject.toml --extra dev
 	@touch $@
 
-# What `bench` compares with: llama.cpp as its npm package builds it for every CPU, else as PyPI has it.
-$(VENV)/.peers: $(VENV)/.tools
-	@echo "fetching llama.cpp"
+# What `bench` compares with: engines from PyPI; llama.cpp as its npm package builds it for every CPU, else from PyPI too.
+$(VENV)/.peers: $(VENV)/.tools Makefile
+	@echo "fetching OpenVINO, mistral.rs and llama.cpp"
+	@$(PIP) onnx openvino openvino-genai mistralrs
 	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(VENV)/peers @node-llama-cpp/linux-x64; \
 	else $(PIP) xllamacpp; fi
 	@touch $@

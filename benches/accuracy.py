@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import farthing as ft  # noqa: E402
 import reference  # noqa: E402
 
-from .llama_cpp import default_model  # noqa: E402
+from .end_to_end import default_model  # noqa: E402
 from .llama_cpp_library import LlamaCpp, PeerMissingError  # noqa: E402
 
 DATA = Path(os.environ.get("FARTHING_DATA", ROOT.parent / "shared" / "data"))

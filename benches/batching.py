@@ -12,7 +12,7 @@ from time import perf_counter
 
 import farthing as ft
 
-from .llama_cpp import default_model
+from .end_to_end import default_model
 from .workers import IDS
 
 LENGTHS = [4, 7, 11, 16, 20, 25, 31, 32, 33, 40, 48, 57, 64, 65, 80, 96]

@@ -98,26 +98,44 @@ def _silent(_level: int, _text: bytes, _data: int) -> None:
     pass
 
 
-def _open(where: Path) -> ctypes.CDLL:
-    """The library with every `llama_` function, its backends loaded and its log silenced."""
+def open_ggml(where: Path, cpu: str | None = None) -> ctypes.CDLL:
+    """The library with every `ggml_` function, its backends loaded and its log silenced.
+
+    ``cpu`` takes the library of one CPU generation from a build that has them, in place of the best.
+    """
     if where.is_file():
-        library = ctypes.CDLL(str(where))
+        if cpu:
+            raise PeerMissingError(f"{where.name} has no library of its own for {cpu}")
+        return ctypes.CDLL(str(where))
+    ggml = _unsuffixed(where, "libggml")
+    for path in [*sorted(where.glob("libggml-base*.so")), *sorted(where.glob("libggml-cpu.so")), ggml]:
+        core = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    core.ggml_log_set.argtypes = [_LOG, c_void_p]
+    core.ggml_log_set(_silent, None)
+    if cpu:
+        core.ggml_backend_load.argtypes, core.ggml_backend_load.restype = [c_char_p], c_void_p
+        if not any(core.ggml_backend_load(os.fsencode(path)) for path in where.glob(f"libggml-cpu-{cpu}*.so")):
+            raise PeerMissingError(f"no libggml-cpu-{cpu} in {where}")
     else:
-        # Versions are part of some names: libllama.v0.5.0.so beside libllama-common.so.
-        ggml, llama = (
-            next((path for path in sorted(where.glob(f"{stem}*.so")) if not path.name.startswith(f"{stem}-")), None)
-            for stem in ("libggml", "libllama")
-        )
-        if ggml is None or llama is None:
-            raise PeerMissingError(f"no libggml or no libllama in {where}")
-        for path in [*sorted(where.glob("libggml-base*.so")), *sorted(where.glob("libggml-cpu.so")), ggml]:
-            core = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-        core.ggml_log_set.argtypes = [_LOG, c_void_p]
-        core.ggml_log_set(_silent, None)
         # Builds with one library per CPU generation choose here.
         core.ggml_backend_load_all_from_path.argtypes = [c_char_p]
         core.ggml_backend_load_all_from_path(os.fsencode(where))
-        library = ctypes.CDLL(str(llama))
+    return core
+
+
+def _unsuffixed(where: Path, stem: str) -> Path:
+    # Versions are part of some names: libllama.v0.5.0.so beside libllama-common.so.
+    for path in sorted(where.glob(f"{stem}*.so")):
+        if not path.name.startswith(f"{stem}-"):
+            return path
+    raise PeerMissingError(f"no {stem} in {where}")
+
+
+def _open(where: Path) -> ctypes.CDLL:
+    """The library with every `llama_` function, its backends loaded and its log silenced."""
+    library = open_ggml(where)
+    if where.is_dir():
+        library = ctypes.CDLL(str(_unsuffixed(where, "libllama")))
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

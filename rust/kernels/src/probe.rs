@@ -87,13 +87,19 @@ fn multiply_add(isa: Isa) -> f64 {
             32
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni => {
+        Isa::AvxVnni => {
+            // SAFETY: the level is available.
+            unsafe { avxvnni_round() };
+            32
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => {
             // SAFETY: the level is available.
             unsafe { vnni_round() };
             64
         }
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => unreachable!("asserted above"),
+        _ => unreachable!("asserted above"),
     };
     (2 * width * SUMS * STEPS) as f64
 }
@@ -123,6 +129,21 @@ fn avx2_round() {
             *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
         }
         // Keeps the products from being hoisted out of the loop.
+        a = black_box(a);
+    }
+    black_box(sums);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avxvnni")]
+fn avxvnni_round() {
+    use std::arch::x86_64::{_mm256_dpbusd_avx_epi32, _mm256_set1_epi8, _mm256_setzero_si256};
+    let (mut a, b) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi8(black_box(-5)));
+    let mut sums = [_mm256_setzero_si256(); SUMS];
+    for _ in 0..STEPS {
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+        }
         a = black_box(a);
     }
     black_box(sums);

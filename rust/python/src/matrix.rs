@@ -6,7 +6,7 @@ use farthing::engine::Activations;
 use farthing::model::Role;
 use farthing::model::precision::precision;
 use farthing_kernels::activation::Activation;
-use farthing_kernels::format::{self, Bits, FloatType, Format, Offset, PackError, Precision, RowCodes};
+use farthing_kernels::format::{self, Bits, FloatType, Format, Offset, PackError, Packing, Precision, RowCodes, Table};
 use farthing_kernels::pool::default_threads;
 use half::f16;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray2};
@@ -21,9 +21,13 @@ use crate::product::{Target, gated_product, normalize, product};
 /// Type of scales and minima of the formats that [`quantize`] makes.
 const SCALE: FloatType = FloatType::F16;
 /// The formats by name; those of integers take a group and an offset.
-const FORMATS: [(&str, Kind); 5] = [
+const FORMATS: [(&str, Kind); 9] = [
     ("int4", Kind::Integer(Bits::Four)),
     ("int8", Kind::Integer(Bits::Eight)),
+    ("ternary", Kind::Ternary),
+    ("mxfp4", Kind::Lookup(Table::Mxfp4)),
+    ("nf4", Kind::Lookup(Table::Nf4)),
+    ("iq4_nl", Kind::Lookup(Table::Iq4Nl)),
     ("f32", Kind::Float(FloatType::F32)),
     ("f16", Kind::Float(FloatType::F16)),
     ("bf16", Kind::Float(FloatType::Bf16)),
@@ -32,6 +36,9 @@ const FORMATS: [(&str, Kind); 5] = [
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Integer(Bits),
+    /// One scale a row.
+    Ternary,
+    Lookup(Table),
     Float(FloatType),
 }
 
@@ -46,6 +53,10 @@ fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Format> {
             let offset = if symmetric { Offset::Symmetric } else { Offset::Minimum };
             Format::Integer { bits, group, offset, scale: SCALE }
         }
+        Kind::Ternary => Format::Ternary { packing: Packing::best(), group: None, scale: FloatType::F32 },
+        // Powers of two fit bf16.
+        Kind::Lookup(Table::Mxfp4) => Format::Lookup { table: Table::Mxfp4, group, scale: FloatType::Bf16 },
+        Kind::Lookup(table) => Format::Lookup { table, group, scale: SCALE },
         Kind::Float(kind) => Format::Float(kind),
     })
 }
@@ -54,7 +65,10 @@ fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Format> {
 fn arguments(format: Format) -> PyResult<(&'static str, usize, bool)> {
     let (kind, group, symmetric) = match format {
         Format::Integer { bits, group, offset, .. } => (Kind::Integer(bits), group, offset == Offset::Symmetric),
+        Format::Ternary { .. } => (Kind::Ternary, 0, true),
+        Format::Lookup { table, group, .. } => (Kind::Lookup(table), group, true),
         Format::Float(kind) => (Kind::Float(kind), 0, true),
+        Format::Super(_) => return Err(PyRuntimeError::new_err(format!("{format} has no name"))),
     };
     let known = FORMATS.iter().find(|(_, known)| *known == kind).map(|(name, _)| (*name, group, symmetric));
     known.ok_or_else(|| PyRuntimeError::new_err(format!("{format} has no name")))
@@ -111,7 +125,7 @@ pub(crate) fn quantize(
         };
         match format {
             Format::Float(kind) => format::PackedMatrix::pack_float(n, k, kind, row),
-            Format::Integer { .. } => format::PackedMatrix::quantize(n, k, format, precision, row),
+            _ => format::PackedMatrix::quantize(n, k, format, precision, row),
         }
     })
 }

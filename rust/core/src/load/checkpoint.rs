@@ -214,7 +214,7 @@ impl<'a> TensorView<'a> {
         Ok(())
     }
 
-    /// The packed format that holds this tensor exactly.
+    /// The packed format that holds this tensor exactly, in the fewest bytes; for quantised activations.
     pub fn natural_format(&self) -> Result<Format, FormatError> {
         match (float(self.kind()), blocks(self.kind())) {
             (Some(kind), _) => Ok(Format::Float(kind)),
@@ -223,15 +223,29 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// Codes, scales and minima of row `i` in the [natural format](Self::natural_format), resized as needed; offsets are
-    /// left alone by symmetric formats. An error when the tensor is not of an integer type.
+    /// The packed format that holds this tensor exactly and also meets activations that are not quantised.
+    pub fn exact_format(&self) -> Result<Format, FormatError> {
+        match blocks(self.kind()) {
+            Some(blocks) => Ok(blocks.exact_format()),
+            None => self.natural_format(),
+        }
+    }
+
+    /// For a ternary tensor with one scale in every row, the format that stores it once; else nothing. Reads all scales.
+    pub fn ternary_rows(&self) -> Option<Format> {
+        let blocks = blocks(self.kind()).filter(|_| self.columns() <= 1 << 16)?;
+        let format = blocks.ternary_rows()?;
+        (0..self.rows()).all(|i| blocks.has_one_scale(self.row_bytes(i))).then_some(format)
+    }
+
+    /// Codes, scales and offsets of row `i` in one of the three formats above; only the fields that it has are set. An
+    /// error when the tensor is not of an integer type.
     ///
     /// # Panics
     /// If `i` is not below [`rows`](Self::rows).
-    pub fn codes(&self, i: usize, out: &mut RowCodes) -> Result<(), FormatError> {
-        let blocks =
-            blocks(self.kind()).ok_or_else(|| self.unsupported("Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K"))?;
-        blocks.codes(self.row_bytes(i), out);
+    pub fn codes(&self, i: usize, format: Format, out: &mut RowCodes) -> Result<(), FormatError> {
+        let blocks = blocks(self.kind()).ok_or_else(|| self.unsupported("an integer type"))?;
+        blocks.codes(self.row_bytes(i), format, out);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! Element types of stored tensors and the sizes of their blocks.
 
 /// Types that can be read, for error messages.
-pub(super) const SUPPORTED: &str = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K";
+pub(super) const SUPPORTED: &str =
+    "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, TQ1_0, TQ2_0";
 
 /// How the elements of a tensor are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +29,14 @@ pub enum TensorKind {
     Q5K,
     /// 6 bits, blocks of 256 with 16 eight-bit scales.
     Q6K,
+    /// 4 bits that choose from a table, blocks of 32 with an f16 scale.
+    Iq4Nl,
+    /// 4-bit floats (E2M1), blocks of 32 with a power of two as scale.
+    Mxfp4,
+    /// -1, 0 and 1, five to a byte, blocks of 256 with an f16 scale.
+    Tq1_0,
+    /// -1, 0 and 1, four to a byte, blocks of 256 with an f16 scale.
+    Tq2_0,
     /// A type that is known by name and size but cannot be read.
     Other(&'static OtherKind),
 }
@@ -61,6 +70,10 @@ impl TensorKind {
             TensorKind::Q4K => "Q4_K",
             TensorKind::Q5K => "Q5_K",
             TensorKind::Q6K => "Q6_K",
+            TensorKind::Iq4Nl => "IQ4_NL",
+            TensorKind::Mxfp4 => "MXFP4",
+            TensorKind::Tq1_0 => "TQ1_0",
+            TensorKind::Tq2_0 => "TQ2_0",
             TensorKind::Other(other) => other.name,
         }
     }
@@ -70,7 +83,8 @@ impl TensorKind {
         match self {
             TensorKind::F32 | TensorKind::F16 | TensorKind::Bf16 => 1,
             TensorKind::Q4_0 | TensorKind::Q4_1 | TensorKind::Q5_0 | TensorKind::Q5_1 | TensorKind::Q8_0 => 32,
-            TensorKind::Q4K | TensorKind::Q5K | TensorKind::Q6K => 256,
+            TensorKind::Iq4Nl | TensorKind::Mxfp4 => 32,
+            TensorKind::Q4K | TensorKind::Q5K | TensorKind::Q6K | TensorKind::Tq1_0 | TensorKind::Tq2_0 => 256,
             TensorKind::Other(other) => other.elements,
         }
     }
@@ -88,6 +102,10 @@ impl TensorKind {
             TensorKind::Q4K => 144,
             TensorKind::Q5K => 176,
             TensorKind::Q6K => 210,
+            TensorKind::Iq4Nl => 18,
+            TensorKind::Mxfp4 => 17,
+            TensorKind::Tq1_0 => 54,
+            TensorKind::Tq2_0 => 66,
             TensorKind::Other(other) => other.bytes,
         }
     }
@@ -113,7 +131,7 @@ impl TensorKind {
             17 => other!("IQ2_XS", 256, 74),
             18 => other!("IQ3_XXS", 256, 98),
             19 => other!("IQ1_S", 256, 50),
-            20 => other!("IQ4_NL", 32, 18),
+            20 => TensorKind::Iq4Nl,
             21 => other!("IQ3_S", 256, 110),
             22 => other!("IQ2_S", 256, 82),
             23 => other!("IQ4_XS", 256, 136),
@@ -124,9 +142,9 @@ impl TensorKind {
             28 => other!("F64", 1, 8),
             29 => other!("IQ1_M", 256, 56),
             30 => TensorKind::Bf16,
-            34 => other!("TQ1_0", 256, 54),
-            35 => other!("TQ2_0", 256, 66),
-            39 => other!("MXFP4", 32, 17),
+            34 => TensorKind::Tq1_0,
+            35 => TensorKind::Tq2_0,
+            39 => TensorKind::Mxfp4,
             40 => other!("NVFP4", 64, 36),
             41 => other!("Q1_0", 128, 18),
             42 => other!("Q2_0", 64, 18),

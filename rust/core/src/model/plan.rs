@@ -26,7 +26,7 @@ pub struct Plan {
     weights: Weights,
 }
 
-/// Reads the headers of `checkpoint`; no weight is touched.
+/// Reads the headers of `checkpoint` and the scales of ternary tensors; no other weight is touched.
 pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations, kv: Kv) -> Result<Plan, Error> {
     let config = describe(checkpoint)?;
     let convention = match &checkpoint.metadata {
@@ -36,7 +36,7 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
     let report = |layer: Option<usize>, stored: Role, role: Role, [rows, columns]: [usize; 2]| {
         let name = stored.tensor(convention, layer.unwrap_or(0)) + ".weight";
         let tensor = checkpoint.require(&name, &[rows, columns])?;
-        let format = packed_format(weights, tensor.natural_format()?);
+        let format = packed_format(weights, activations, &tensor)?;
         let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {
             let reason = format!("{rows} rows of {columns} are more bytes than can be addressed");
             FormatError::Pack { tensor: name, reason }

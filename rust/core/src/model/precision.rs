@@ -2,7 +2,8 @@
 //!
 //! A pure function of the matrix's role and format, fixed at load: never a timing, never a calibration, never the number
 //! of rows. Attention outputs are averages of values and have no outliers: 8 bits cost them little. Everything else
-//! takes 15 bits, because 8 flip close calls. Against exact activations, on the first tokens of WikiText-2 (KL in nats,
+//! takes 15 bits, because 8 flip close calls; except ternary matrices with one scale a row, which are trained with 8 bits
+//! for each token. Against exact activations, on the first tokens of WikiText-2 (KL in nats,
 //! share of equal top tokens):
 //!
 //! | rounded to 8 bits | SmolLM2-135M Q4_1 | Qwen2.5-Coder-0.5B Q4_K_M | Gemma 3 270M Q4_K_M |
@@ -21,6 +22,7 @@ pub fn precision(role: Role, format: Format, activations: Activations) -> Precis
     match (format, activations, role) {
         (Format::Float(_), ..) | (_, Activations::F32, _) => Precision::F32,
         (_, Activations::A8, _) | (_, Activations::Auto, Role::AttentionOutput) => Precision::A8,
+        (Format::Ternary { group: None, .. }, Activations::Auto, _) => Precision::A8,
         (_, Activations::A16 | Activations::Auto, _) => Precision::A16,
     }
 }

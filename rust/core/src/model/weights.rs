@@ -120,17 +120,15 @@ impl Loader<'_> {
         let name = stored.tensor(self.convention, layer) + ".weight";
         let tensor = self.checkpoint.require(&name, &[n, k])?;
         let source = |row: usize| heads.map_or(row, |heads| deinterleave(row, n / heads));
-        let natural = tensor.natural_format()?;
-        let format = packed_format(self.weights, natural);
+        let format = packed_format(self.weights, self.activations, &tensor)?;
+        let stored = self.weights == Weights::Auto;
         let precision = precision(role, format, self.activations);
         let packed = match format {
-            Format::Integer { .. } if format == natural => {
-                PackedMatrix::pack_codes(n, k, format, precision, |row, out| tensor.codes(source(row), out))
-            }
-            Format::Integer { .. } => {
-                PackedMatrix::quantize(n, k, format, precision, |row, out| tensor.row(source(row), out))
-            }
             Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| tensor.row(source(row), out)),
+            _ if stored => {
+                PackedMatrix::pack_codes(n, k, format, precision, |row, out| tensor.codes(source(row), format, out))
+            }
+            _ => PackedMatrix::quantize(n, k, format, precision, |row, out| tensor.row(source(row), out)),
         };
         let packed = packed.map_err(|error| match error {
             PackError::Source(error) => Error::from(error),
@@ -191,15 +189,21 @@ impl Loader<'_> {
     }
 }
 
-/// The format a matrix is packed in, given the file's own.
-pub(super) fn packed_format(wish: Weights, natural: Format) -> Format {
-    match wish {
-        Weights::Auto => natural,
+/// The format that `tensor` is packed in.
+pub(super) fn packed_format(
+    wish: Weights,
+    activations: Activations,
+    tensor: &TensorView<'_>,
+) -> Result<Format, FormatError> {
+    let natural = tensor.natural_format()?;
+    Ok(match wish {
+        Weights::Auto if activations == Activations::F32 => tensor.exact_format()?,
+        Weights::Auto => tensor.ternary_rows().unwrap_or(natural),
         Weights::F32 => Format::Float(FloatType::F32),
         Weights::Bf16 => Format::Float(FloatType::Bf16),
         Weights::Int8 => integer(Bits::Eight),
         Weights::Int4 => integer(Bits::Four),
-    }
+    })
 }
 
 fn integer(bits: Bits) -> Format {

@@ -120,7 +120,7 @@ fn types_that_cannot_be_read_are_named() {
     assert_eq!(tensor.natural_format().unwrap_err(), error);
     assert_eq!(
         error.to_string(),
-        "tensor other.weight: expected one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, got Q2_K"
+        "tensor other.weight: expected one of F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, TQ1_0, TQ2_0, got Q2_K"
     );
 }
 

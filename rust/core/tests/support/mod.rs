@@ -10,6 +10,7 @@ pub(crate) const F32: u32 = 0;
 pub(crate) const F16: u32 = 1;
 pub(crate) const Q4_0: u32 = 2;
 pub(crate) const Q8_0: u32 = 8;
+pub(crate) const TQ2_0: u32 = 35;
 pub(crate) const Q2K: u32 = 10;
 pub(crate) const Q4K: u32 = 12;
 pub(crate) const Q6K: u32 = 14;
@@ -196,7 +197,9 @@ pub(crate) fn exercise(checkpoint: &Checkpoint) {
             if i < tensor.rows() {
                 row.resize(tensor.columns(), 0.0);
                 assert_eq!(tensor.row(i, &mut row).is_ok(), format.is_ok());
-                _ = tensor.codes(i, &mut codes);
+                for format in [format.clone(), tensor.exact_format()].into_iter().flatten() {
+                    _ = tensor.codes(i, format, &mut codes);
+                }
             }
         }
         tensor.release();

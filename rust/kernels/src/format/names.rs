@@ -1,6 +1,6 @@
 //! Formats and precisions in words, the same in reports, tables and errors.
 
-use super::{Bits, FloatType, Format, Offset, Precision};
+use super::{Bits, FloatType, Format, Offset, Packing, Precision, SuperBlock, Table};
 use std::fmt;
 
 impl FloatType {
@@ -42,6 +42,26 @@ impl fmt::Display for Format {
                 };
                 write!(f, "{bits} g{group} {offset} {}", scale.name())
             }
+            Format::Ternary { packing, group, scale } => {
+                let bits = match packing {
+                    Packing::TwoBits => "2-bit",
+                    Packing::BaseThree => "1.6-bit",
+                };
+                match group {
+                    Some(group) => write!(f, "ternary {bits} g{group} {}", scale.name()),
+                    None => write!(f, "ternary {bits} per row {}", scale.name()),
+                }
+            }
+            Format::Lookup { table, group, scale } => {
+                let table = match table {
+                    Table::Mxfp4 => "mxfp4",
+                    Table::Nf4 => "nf4",
+                    Table::Iq4Nl => "iq4_nl",
+                };
+                write!(f, "{table} g{group} {}", scale.name())
+            }
+            Format::Super(SuperBlock::Q4K) => f.write_str("q4_k"),
+            Format::Super(SuperBlock::Q6K) => f.write_str("q6_k"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! [`PackedMatrix`]: one weight matrix in kernel order.
 
-use super::layout::{self, Layout, Records, TILE, load_float};
-use super::{FloatType, Format, Offset, Precision};
+use super::layout::{self, Layout, QUAD, Records, TILE, Trailer, load_float};
+use super::{FloatType, Format, Offset, Precision, SuperBlock};
 use crate::memory::AlignedBytes;
 
 /// A weight matrix `(n, k)` = (outputs, inputs), packed once into the order in which the kernels read it.
@@ -85,10 +85,11 @@ impl PackedMatrix {
                     *out = load_float(bytes, kind, half_index(tiles, row, k));
                 }
             }
-            Format::Integer { group, .. } => {
+            _ => {
                 let records = self.layout.records(tiles);
-                for (g, out) in out.chunks_mut(group).enumerate() {
-                    dequantize_group(&bytes[records.start(g)..], &records, records.steps(g), row, out);
+                for (g, out) in out.chunks_mut(records.group).enumerate() {
+                    let record = &bytes[records.start(g)..][..records.bytes(g)];
+                    dequantize_group(record, &records, records.steps(g), row, out);
                 }
             }
         }
@@ -108,20 +109,39 @@ pub(crate) fn half_index(tiles: usize, row: usize, k: usize) -> usize {
 }
 
 fn dequantize_group(record: &[u8], records: &Records, steps: usize, row: usize, out: &mut [f32]) {
-    let scale = load_float(&record[records.scales(steps)..], records.scale, row);
+    for (quad, out) in out.chunks_mut(QUAD).enumerate() {
+        let cell = records.cell(record, row / TILE, quad);
+        let codes = &cell[row % TILE * QUAD..];
+        out.iter_mut().zip(codes).for_each(|(out, &code)| *out = f32::from(code));
+    }
+    let scale = load_float(&record[records.scales(steps)..], records.scale(), row);
     let offsets = &record[records.offsets(steps)..];
-    let code = |i: usize| {
-        let (at, shift) = records.code(row, i);
-        f32::from(record[at] >> shift & records.bits.maximum())
-    };
-    match records.offset {
-        Offset::Symmetric | Offset::ZeroPoint => {
-            let zero = if records.offset == Offset::ZeroPoint { offsets[row] } else { records.bits.bias() };
-            out.iter_mut().enumerate().for_each(|(i, out)| *out = scale * (code(i) - f32::from(zero)));
+    match records.trailer {
+        Trailer::Scales { table: Some(table), .. } => {
+            let values = table.values();
+            out.iter_mut().for_each(|w| *w = scale * f32::from(values[*w as usize]));
         }
-        Offset::Minimum => {
-            let minimum = load_float(offsets, records.scale, row);
-            out.iter_mut().enumerate().for_each(|(i, out)| *out = scale.mul_add(code(i), minimum));
+        Trailer::Scales { offset: Offset::Minimum, .. } => {
+            let minimum = load_float(offsets, records.scale(), row);
+            out.iter_mut().for_each(|w| *w = scale.mul_add(*w, minimum));
+        }
+        Trailer::Scales { offset, zero, .. } => {
+            let zero = f32::from(if offset == Offset::ZeroPoint { offsets[row] } else { zero });
+            out.iter_mut().for_each(|w| *w = scale * (*w - zero));
+        }
+        Trailer::Super(kind) => {
+            for (sub, out) in out.chunks_mut(kind.group()).enumerate() {
+                let stored = record[records.sub_scales(steps) + sub * records.tiles * TILE + row];
+                let scale = scale * f32::from(stored.cast_signed());
+                match kind {
+                    SuperBlock::Q4K => {
+                        let stored = record[records.sub_minimum(steps, row, sub)];
+                        let minimum = -(load_float(offsets, FloatType::F16, row) * f32::from(stored));
+                        out.iter_mut().for_each(|w| *w = scale.mul_add(*w, minimum));
+                    }
+                    SuperBlock::Q6K => out.iter_mut().for_each(|w| *w = scale * (*w - 32.0)),
+                }
+            }
         }
     }
 }

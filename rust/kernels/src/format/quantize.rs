@@ -11,7 +11,7 @@
 //! the ratios: weights that lie on a grid of the same form come back as they are. Eight bits gain nothing from this.
 
 use super::pack::pack_rows;
-use super::{Bits, FloatType, Format, Offset, PackError, PackedMatrix, Precision};
+use super::{Bits, FloatType, Format, Offset, PackError, PackedMatrix, Precision, lookup, ternary};
 use crate::isa::Isa;
 use crate::vector::{Kernel, LANES, Simd, dispatch};
 
@@ -23,7 +23,8 @@ const CUTS: (u32, f32) = (20, 0.015);
 const ROUND: f32 = 12_582_912.0;
 
 impl PackedMatrix {
-    /// Quantises rows of floats to an integer `format`. `row(n, weights)` fills `weights: (k,)` of row `n`.
+    /// Quantises rows of floats to an integer, ternary or table `format`. `row(n, weights)` fills `weights: (k,)` of row
+    /// `n`.
     ///
     /// A weight that is not finite is an error, and so is a range that the type of the scales can't hold.
     pub fn quantize<E: Send>(
@@ -33,9 +34,9 @@ impl PackedMatrix {
         precision: Precision,
         row: impl Fn(usize, &mut [f32]) -> Result<(), E> + Sync,
     ) -> Result<Self, PackError<E>> {
-        let Format::Integer { bits, group, offset, scale: kind } = format else {
+        if matches!(format, Format::Float(_) | Format::Super(_)) {
             return Err(PackError::NotInteger { got: format });
-        };
+        }
         pack_rows(n, k, format, precision, |n, codes| {
             let mut weights = vec![0.0; k];
             row(n, &mut weights).map_err(PackError::Source)?;
@@ -44,7 +45,19 @@ impl PackedMatrix {
             }
             let (scales, offsets) = (&mut codes.scales, &mut codes.offsets);
             let codes = &mut codes.codes;
-            dispatch(Isa::active(), Row { bits, group, offset, kind, weights: &weights, codes, scales, offsets });
+            match format {
+                Format::Integer { bits, group, offset, scale: kind } => {
+                    dispatch(
+                        Isa::active(),
+                        Row { bits, group, offset, kind, weights: &weights, codes, scales, offsets },
+                    );
+                }
+                Format::Ternary { group, scale, .. } => {
+                    ternary::row(&weights, group.unwrap_or(k), scale, codes, scales)
+                }
+                Format::Lookup { table, group, scale } => lookup::row(&weights, table, group, scale, codes, scales),
+                Format::Float(_) | Format::Super(_) => unreachable!("refused above"),
+            }
             Ok(())
         })
     }

@@ -66,7 +66,7 @@ fn impossible_matrices_are_errors() {
     let float = Format::Float(FloatType::F32);
     assert_eq!(pack(1, 1, float), PackError::NotInteger { got: float });
     let group = Format::Integer { bits: Bits::Four, group: 48, offset: Offset::Symmetric, scale: FloatType::F16 };
-    assert_eq!(pack(1, 1, group), PackError::Group { got: 48 });
+    assert_eq!(pack(1, 1, group), PackError::Group { got: 48, expected: "16, 32, 64 or 128" });
 }
 
 #[test]
@@ -193,4 +193,96 @@ fn codes_come_back_as_they_were_packed() {
             assert_eq!(&again.unwrap().bytes[..], &packed.bytes[..], "{format}");
         }
     }
+}
+
+/// `(n, k)` reproducible normal weights.
+fn normal(n: usize, row: &mut [f32]) {
+    let mut state = (n as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) as f64 + 0.5) / (1u64 << 31) as f64
+    };
+    for w in row {
+        *w = ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32;
+    }
+}
+
+#[test]
+fn ternary_and_tables_round_as_well_as_the_literature() {
+    let ternary = |packing| Format::Ternary { packing, group: None, scale: FloatType::F32 };
+    let lookup = |table, group, scale| Format::Lookup { table, group, scale };
+    // Percent of N(0, 1), relative RMS.
+    let cases = [
+        (ternary(Packing::TwoBits), 46.1),
+        (ternary(Packing::BaseThree), 46.1),
+        (lookup(Table::Mxfp4, 32, FloatType::Bf16), 11.5),
+        (lookup(Table::Iq4Nl, 32, FloatType::F16), 7.5),
+    ];
+    for (format, expected) in cases {
+        let (n, k) = (128, 4096);
+        let fill = |n: usize, row: &mut [f32]| {
+            normal(n, row);
+            Ok::<(), Infallible>(())
+        };
+        let packed = PackedMatrix::quantize(n, k, format, Precision::A8, fill).unwrap();
+        let (mut error, mut norm, mut exact, mut got) = (0.0, 0.0, vec![0.0; k], vec![0.0; k]);
+        for n in 0..n {
+            normal(n, &mut exact);
+            packed.row(n, &mut got);
+            for (&got, &exact) in got.iter().zip(&exact) {
+                error += f64::from(got - exact).powi(2);
+                norm += f64::from(exact).powi(2);
+            }
+        }
+        let percent: f64 = 100.0 * (error / norm).sqrt();
+        assert!(percent < expected * 1.02, "{format}: {percent:.2} %, expected {expected} %");
+    }
+}
+
+#[test]
+fn ternary_weights_come_back_exactly() {
+    for packing in [Packing::TwoBits, Packing::BaseThree] {
+        for group in [None, Some(64)] {
+            if packing == Packing::BaseThree && group.is_some() {
+                continue;
+            }
+            let format = Format::Ternary { packing, group, scale: FloatType::F16 };
+            let weight = |n: usize, k: usize| ((n * 7 + k * 5) % 3) as f32 * 0.125 - 0.125;
+            let packed = PackedMatrix::quantize(67, 200, format, Precision::A8, |n, row| {
+                row.iter_mut().enumerate().for_each(|(k, w)| *w = weight(n, k));
+                Ok::<(), Infallible>(())
+            });
+            for (i, w) in packed.unwrap().dequantize().into_iter().enumerate() {
+                assert_eq!(w, weight(i / 200, i % 200), "{format}");
+            }
+        }
+    }
+}
+
+#[test]
+fn formats_without_a_kernel_are_errors() {
+    let fill = |_: usize, _: &mut RowCodes| Ok::<(), Infallible>(());
+    let error = |k, format, precision| PackedMatrix::pack_codes(1, k, format, precision, fill).unwrap_err().to_string();
+    let ternary = |packing, group| Format::Ternary { packing, group, scale: FloatType::F16 };
+    let q4_k = Format::Super(SuperBlock::Q4K);
+    assert_eq!(error(300, q4_k, Precision::A8), "inputs: got 300, expected a multiple of 256");
+    assert_eq!(error(256, q4_k, Precision::F32), "activations: got f32, expected a8 or a16 for q4_k");
+    assert_eq!(
+        error(70_000, ternary(Packing::TwoBits, None), Precision::A8),
+        "inputs: got 70000, expected at most 65536 for one scale a row"
+    );
+    assert_eq!(
+        error(64, ternary(Packing::BaseThree, Some(64)), Precision::A8),
+        "group size: got 64, expected the whole row for base 3"
+    );
+    let sub = |change: fn(&mut RowCodes)| {
+        let packed = PackedMatrix::pack_codes(1, 256, q4_k, Precision::A8, |_, row| {
+            change(row);
+            Ok::<(), Infallible>(())
+        });
+        packed.unwrap_err().to_string()
+    };
+    assert_eq!(sub(|row| row.sub_scales[3] = -1), "row 0, sub-block 3: got sub-scale -1, expected 0 to 63");
+    assert_eq!(sub(|row| row.sub_minima[7] = 64), "row 0, sub-block 7: got sub-minimum 64, expected 0 to 63");
+    assert_eq!(sub(|row| row.codes[255] = 16), "row 0, input 255: got code 16, expected at most 15");
 }

@@ -1,35 +1,47 @@
 //! Back from panels to rows of codes: what [`PackedMatrix::pack_codes`] took, for whoever stores a matrix.
 
-use super::layout::{PANEL, load_float};
-use super::{Format, Offset, PackedMatrix, RowCodes};
+use super::layout::{PANEL, QUAD, TILE, Trailer, load_float};
+use super::{Offset, PackedMatrix, RowCodes, SuperBlock};
 
 impl PackedMatrix {
-    /// Codes, scales and offsets of row `n`, as [`PackedMatrix::pack_codes`] took them; empty for float formats, whose rows
-    /// [`PackedMatrix::row`] gives exactly.
+    /// What [`PackedMatrix::pack_codes`] took for row `n`; empty for float formats, whose rows [`PackedMatrix::row`] gives
+    /// exactly.
     ///
     /// # Panics
     /// When `n` is no row.
     pub fn codes(&self, n: usize, out: &mut RowCodes) {
         assert!(n < self.layout.n, "row {n} of {}", self.layout.n);
-        out.codes.clear();
-        out.scales.clear();
-        out.offsets.clear();
-        let Format::Integer { group, .. } = self.layout.format else { return };
+        *out = RowCodes::default();
+        if self.layout.format.activation_group(self.layout.k).is_none() {
+            return;
+        }
         let (panel, row) = (n / PANEL, n % PANEL);
         let records = self.layout.records(self.layout.tiles(panel));
         for g in 0..records.groups {
             let steps = records.steps(g);
             let record = &self.panel(panel)[records.start(g)..][..records.bytes(g)];
-            for i in 0..group.min(self.layout.k - g * group) {
-                let (at, shift) = records.code(row, i);
-                out.codes.push(record[at] >> shift & records.bits.maximum());
+            for quad in 0..records.inputs(g).div_ceil(QUAD) {
+                let cell = records.cell(record, row / TILE, quad);
+                let inputs = QUAD.min(records.inputs(g) - quad * QUAD);
+                out.codes.extend_from_slice(&cell[row % TILE * QUAD..][..inputs]);
             }
-            out.scales.push(load_float(&record[records.scales(steps)..], records.scale, row));
+            out.scales.push(load_float(&record[records.scales(steps)..], records.scale(), row));
             let stored = &record[records.offsets(steps)..];
-            match records.offset {
-                Offset::Symmetric => {}
-                Offset::ZeroPoint => out.offsets.push(f32::from(stored[row])),
-                Offset::Minimum => out.offsets.push(load_float(stored, records.scale, row)),
+            match records.trailer {
+                Trailer::Scales { offset: Offset::Symmetric, .. } | Trailer::Super(SuperBlock::Q6K) => {}
+                Trailer::Scales { offset: Offset::ZeroPoint, .. } => out.offsets.push(f32::from(stored[row])),
+                Trailer::Scales { offset: Offset::Minimum, .. } | Trailer::Super(SuperBlock::Q4K) => {
+                    out.offsets.push(load_float(stored, records.scale(), row));
+                }
+            }
+            if let Trailer::Super(kind) = records.trailer {
+                for sub in 0..SuperBlock::INPUTS / kind.group() {
+                    let at = records.sub_scales(steps) + sub * records.tiles * TILE + row;
+                    out.sub_scales.push(record[at].cast_signed());
+                    if kind == SuperBlock::Q4K {
+                        out.sub_minima.push(record[records.sub_minimum(steps, row, sub)]);
+                    }
+                }
             }
         }
     }

@@ -4,21 +4,27 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::input::Input;
+use super::input::{Input, blocks, most_tokens, tokens};
+#[cfg(target_arch = "x86_64")]
+use super::panel::STREAM;
 use super::{float, scalar};
+use super::{
+    panel::integer,
+    x86_64::{
+        avx2::{Avx2, AvxVnni},
+        avx512::{Avx512Vbmi, Avx512Vnni},
+    },
+};
 use crate::activation::{Activation, activate_multiply_with};
+use crate::format::PackedMatrix;
 use crate::format::layout::{PANEL, TILE};
-use crate::format::{Format, PackedMatrix, Precision};
 use crate::isa::Isa;
-use crate::pool::{Disjoint, Pool};
+use crate::pool::{Disjoint, Pool, share};
 
 /// Rows of x whose outputs for a panel stay in the first-level cache together.
-const CHUNK: usize = 48;
-/// Up to this many rows, threads stream contiguous, equally large parts of the weights; above, they take small units in
-/// turn, so that neither few panels nor a busy neighbour leave a thread idle.
-const STREAM: usize = 16;
-/// Tiles of a unit.
-const UNIT: usize = 2;
+const CHUNK: usize = 96;
+/// Panels for each thread, at least, where rows can be cut: the last ones are then soon done.
+const TURNS: usize = 8;
 const TILES: usize = PANEL / TILE;
 
 /// The second matrix of a gated product.
@@ -70,8 +76,10 @@ pub(super) fn drive(pool: &Pool, x: &[f32], m: usize, input: &Input, targets: &[
     for target in targets {
         check(target, x, m, input);
     }
-    let region = Region { x, input, isa: input.isa() };
+    let region = Region { x, m, input, isa: input.isa() };
+    let blocks = blocks(region.isa, m);
     if m <= STREAM {
+        // Threads stream contiguous, equally large parts of the weights.
         let total: usize = targets.iter().map(|target| target.cost() * target.matrix.layout().all_tiles()).sum();
         pool.run(|thread| {
             let (from, to) = (total * thread / pool.threads(), total * (thread + 1) / pool.threads());
@@ -79,29 +87,32 @@ pub(super) fn drive(pool: &Pool, x: &[f32], m: usize, input: &Input, targets: &[
             for target in targets {
                 let (tiles, cost) = (target.matrix.layout().all_tiles(), target.cost());
                 let bound = |position: usize| ((position.saturating_sub(base) + cost / 2) / cost).min(tiles);
-                region.stream(target, bound(from)..bound(to), 0..m);
+                region.stream(target, bound(from)..bound(to), 0..blocks);
                 base += tiles * cost;
             }
         });
     } else {
-        let units: usize = targets.iter().map(|target| target.matrix.layout().all_tiles().div_ceil(UNIT)).sum();
+        // They take panels in turn, so that a busy neighbour leaves no thread idle.
+        let panels: usize = targets.iter().map(|target| target.matrix.layout().panels()).sum();
+        let most = CHUNK / most_tokens(region.isa);
+        let wanted = (TURNS * pool.threads()).div_ceil(panels).min(blocks.div_ceil(2));
+        let chunks = blocks.div_ceil(most).max(wanted);
         let next = AtomicUsize::new(0);
         pool.run(|_| {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let first = index / units * CHUNK;
-                if first >= m {
+                if index >= panels * chunks {
                     return;
                 }
-                let mut unit = index % units;
+                let (chunk, mut panel) = (share(blocks, index / panels, chunks), index % panels);
                 for target in targets {
-                    let tiles = target.matrix.layout().all_tiles();
-                    if unit < tiles.div_ceil(UNIT) {
-                        let tiles = unit * UNIT..(unit * UNIT + UNIT).min(tiles);
-                        region.stream(target, tiles, first..(first + CHUNK).min(m));
+                    let layout = target.matrix.layout();
+                    if panel < layout.panels() {
+                        let first = panel * TILES;
+                        region.stream(target, first..first + layout.tiles(panel), chunk);
                         break;
                     }
-                    unit -= tiles.div_ceil(UNIT);
+                    panel -= layout.panels();
                 }
             }
         });
@@ -122,13 +133,14 @@ fn check(target: &Target<'_>, x: &[f32], m: usize, input: &Input) {
 
 struct Region<'a> {
     x: &'a [f32],
+    m: usize,
     input: &'a Input,
     isa: Isa,
 }
 
 impl Region<'_> {
-    /// The outputs of `tiles` (of the whole matrix) for the rows `tokens`.
-    fn stream(&self, target: &Target<'_>, tiles: Range<usize>, tokens: Range<usize>) {
+    /// The outputs of `tiles` (of the whole matrix) for the rows of `blocks`.
+    fn stream(&self, target: &Target<'_>, tiles: Range<usize>, blocks: Range<usize>) {
         if tiles.is_empty() {
             return;
         }
@@ -136,34 +148,34 @@ impl Region<'_> {
             for panel in tiles.start / TILES..tiles.end.div_ceil(TILES) {
                 let first = panel * TILES;
                 let inside = tiles.start.saturating_sub(first)..(tiles.end - first).min(TILES);
-                for chunk in tokens.clone().step_by(CHUNK) {
-                    self.block(target, panel, inside.clone(), chunk..(chunk + CHUNK).min(tokens.end), scratch);
-                }
+                self.panel(target, panel, inside, blocks.clone(), scratch);
             }
         });
     }
 
-    fn block(
+    /// The outputs of `tiles` of one panel for the rows of `blocks`, at most `CHUNK` rows.
+    fn panel(
         &self,
         target: &Target<'_>,
         panel: usize,
         tiles: Range<usize>,
-        tokens: Range<usize>,
+        blocks: Range<usize>,
         scratch: &mut Scratch,
     ) {
         let width = tiles.len() * TILE;
         let n = target.matrix.rows();
         let first = panel * PANEL + tiles.start * TILE;
         let rows = first..(first + width).min(n);
+        let tokens = tokens(self.isa, self.m, &blocks);
         for token in tokens.clone() {
             // Rows of `out` lie far apart: fetched now, they arrive while the product runs.
             prefetch(&target.out, token * n + rows.start..token * n + rows.end);
         }
         let y = &mut scratch.y.0[..tokens.len() * width];
-        self.product(target.matrix, panel, tiles.clone(), tokens.clone(), y, &mut scratch.widened);
+        self.product(target.matrix, panel, tiles.clone(), blocks.clone(), y, &mut scratch.widened);
         if let Some(gated) = &target.gated {
             let up = &mut scratch.up.0[..tokens.len() * width];
-            self.product(gated.up, panel, tiles.clone(), tokens.clone(), up, &mut scratch.widened);
+            self.product(gated.up, panel, tiles.clone(), blocks, up, &mut scratch.widened);
             activate_multiply_with(self.isa, gated.activation, y, up);
         }
         for (token, y) in tokens.zip(y.chunks_exact(width)) {
@@ -173,35 +185,41 @@ impl Region<'_> {
         }
     }
 
-    /// `y = x · Wᵀ` for `tiles` of `panel` and the rows `tokens`; `y: (tokens, tiles * 16)`.
+    /// `y = x · Wᵀ` for `tiles` of `panel` and the rows of `blocks`; `y: (tokens, tiles * 16)`.
     fn product(
         &self,
         matrix: &PackedMatrix,
         panel: usize,
         tiles: Range<usize>,
-        tokens: Range<usize>,
+        blocks: Range<usize>,
         y: &mut [f32],
         widened: &mut float::Widened,
     ) {
         y.fill(0.0);
         let layout = matrix.layout();
         let bytes = matrix.panel(panel);
-        let (Format::Integer { .. }, Precision::A8 | Precision::A16) = (matrix.format(), matrix.precision()) else {
+        let Some(plane) = self.input.plane(matrix, self.m) else {
+            let tokens = tokens(self.isa, self.m, &blocks);
             let x = &self.x[tokens.start * layout.k..tokens.end * layout.k];
             return float::product(self.isa, layout, bytes, layout.tiles(panel), tiles, x, y, widened);
         };
         let records = layout.records(layout.tiles(panel));
-        let plane = self.input.plane(matrix, self.x.len() / layout.k).expect("checked: the plane is there");
         match self.isa {
-            Isa::Scalar => scalar::integer(&records, bytes, tiles, plane, tokens, y),
+            Isa::Scalar => scalar::integer(&records, bytes, tiles, plane, blocks, y),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `prepare` has checked that the CPU has the level; shapes are those of the layout and the plane.
-            Isa::Avx2 => unsafe { super::x86_64::avx2::integer(&records, bytes, tiles, plane, tokens, y) },
+            // SAFETY: `prepare` has checked that the CPU has the level.
+            Isa::Avx2 => unsafe { integer::<Avx2>(&records, bytes, tiles, plane, blocks, y) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Isa::Avx512Vnni => unsafe { super::x86_64::avx512::integer(&records, bytes, tiles, plane, tokens, y) },
+            Isa::AvxVnni => unsafe { integer::<AvxVnni>(&records, bytes, tiles, plane, blocks, y) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Vnni => unsafe { integer::<Avx512Vnni>(&records, bytes, tiles, plane, blocks, y) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Vbmi => unsafe { integer::<Avx512Vbmi>(&records, bytes, tiles, plane, blocks, y) },
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512Vnni => unreachable!("an unavailable level"),
+            _ => unreachable!("an unavailable level"),
         }
     }
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::format::layout::{CELL, Layout, PANEL, Records, STEP, TILE};
-use crate::format::{Bits, FloatType, Format, Offset};
+use crate::format::layout::{CELL, Codes, Layout, PANEL, QUAD, Records, TILE, Trailer};
+use crate::format::{FloatType, Format, Offset};
 use crate::isa::Isa;
 use crate::vector::{Kernel, Simd, dispatch};
 
@@ -185,8 +185,9 @@ fn widen<S: Simd>(
                 }
             }
         }
-        Format::Integer { group, .. } => {
+        _ => {
             let records = layout.records(panel_tiles);
+            let group = records.group;
             let inputs = w.len() / width;
             let firsts = (start..start + inputs).step_by(group);
             for (first, w) in firsts.zip(w.chunks_mut(group * width)) {
@@ -228,23 +229,26 @@ fn widen_group<'w, S: Simd>(
     tile: usize,
     w: impl Iterator<Item = &'w mut [Tile]>,
 ) {
+    let Trailer::Scales { scale: kind, offset: meaning, zero, table: None } = records.trailer else {
+        unreachable!("tables and super-blocks are packed for quantised activations only")
+    };
     let rows = tile * TILE;
-    let scale = floats(simd, records.scale, &record[records.scales(steps) + rows * records.scale.bytes()..]);
+    let scale = floats(simd, kind, &record[records.scales(steps) + rows * kind.bytes()..]);
     let offsets = &record[records.offsets(steps) + rows * records.offset_bytes()..];
-    let offset = match records.offset {
-        Offset::Symmetric => simd.splat(f32::from(records.bits.bias())),
+    let offset = match meaning {
+        Offset::Symmetric => simd.splat(f32::from(zero)),
         Offset::ZeroPoint => simd.of_u32(&std::array::from_fn(|row| u32::from(offsets[row]))),
-        Offset::Minimum => floats(simd, records.scale, offsets),
+        Offset::Minimum => floats(simd, kind, offsets),
     };
     let cells: &[[u32; TILE]] = bytemuck::cast_slice(&record[..records.scales(steps)]);
     for (i, w) in (from..).zip(w) {
-        let (cell, half, mask) = match records.bits {
-            Bits::Four => (i / STEP, if i % STEP < 4 { 0 } else { 4 }, 15),
-            Bits::Eight => (i / (CELL / TILE), 0, 255),
+        let (cell, half, mask) = match records.codes {
+            Codes::Four => (i / (2 * QUAD), i / QUAD % 2 * 4, 15),
+            _ => (i / (CELL / TILE), 0, 255),
         };
-        let shift = i % 4 * 8 + half;
+        let shift = i % QUAD * 8 + half;
         let code = simd.of_u32(&cells[cell * records.tiles + tile].map(|four| four >> shift & mask));
-        let value = match records.offset {
+        let value = match meaning {
             Offset::Symmetric | Offset::ZeroPoint => simd.mul(scale, simd.sub(code, offset)),
             Offset::Minimum => simd.mul_add(scale, code, offset),
         };

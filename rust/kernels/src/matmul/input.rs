@@ -5,15 +5,15 @@
 //! whose `L / absmax` is not finite (zeros, or numbers so small that nothing is lost) has `sx = 0` and `xq = 0`; one
 //! with an Inf or NaN has `sx` = NaN and `xq = 0`, so that exactly this row's outputs are NaN.
 //!
-//! How a row of quantised activations is laid out depends on the kernels that read it, 4 inputs at a time:
-//!
-//! ```text
-//! scalar      i16 x0 x1 x2 x3
-//! avx2        i16 x0 x2 x1 x3                          pairs for 16-bit multiply-add with even and odd bytes
-//! avx512vnni  A8: i8 x0 x1 x2 x3;  A16: i8 h0 h1 h2 h3 l0 l1 l2 l3, with h = xq >> 7 and l = xq & 127
-//! ```
+//! How rows of quantised activations are laid out depends on the kernels that read them. The scalar ones take
+//! `(tokens, inputs)` i16. The others take signed bytes: rows are cut into blocks of `M` nearly equal numbers of tokens,
+//! and in a block of `M` tokens lie `[group][plane][quad][M]` × 4 bytes. A8 has one plane; A16 has `xq >> 7`, then
+//! `xq & 127`. The last group of a row is followed by zeros, as far as the step of any format may reach.
+
+use std::ops::Range;
 
 use super::{scalar, self_test};
+use crate::format::layout::{QUAD, padded_group};
 use crate::format::{Format, PackedMatrix, Precision};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
@@ -22,7 +22,6 @@ use crate::pool::{Disjoint, Pool, share};
 const PARALLEL: usize = 1 << 14;
 
 /// What a kernel needs to know of one quantised group beside its codes.
-#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Group {
     /// sx.
@@ -31,13 +30,105 @@ pub(crate) struct Group {
     pub(crate) sum: i32,
     /// sx · f32(Σ xq).
     pub(crate) moment: f32,
-    /// -8 · Σ xq: the correction of symmetric codes, before the shift that the width of the codes adds.
+    /// The correction of symmetric 4-bit codes.
     pub(crate) minus_eight_sums: i32,
 }
 
 impl Group {
     pub(crate) fn new(scale: f32, sum: i32) -> Group {
         Group { scale, sum, moment: scale * sum as f32, minus_eight_sums: -8 * sum }
+    }
+}
+
+/// Sums of the parts of one group of 256, for super-blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Subs {
+    /// For each plane, -32 times the sum of each 16 inputs.
+    pub(crate) minus_32_sums: [[i32; 16]; 2],
+    /// For each plane, the sums `s` of each 32 inputs as bytes: eight times `s >> 7`, eight times `s & 127`.
+    pub(crate) quads: [[u8; 16]; 2],
+}
+
+impl Subs {
+    /// From the sums of each 16 inputs of a plane.
+    pub(crate) fn set(&mut self, plane: usize, sums: &[i32; 16]) {
+        self.minus_32_sums[plane] = sums.map(|sum| -32 * sum);
+        for (i, pair) in sums.as_chunks::<2>().0.iter().enumerate() {
+            let sum = pair[0] + pair[1];
+            (self.quads[plane][i], self.quads[plane][i + 8]) = ((sum >> 7) as u8, (sum & 127) as u8);
+        }
+    }
+}
+
+/// Where the codes of one token go: quad `q` of a plane of its group lies `4 * M * q` bytes behind the first.
+pub(crate) struct Sink<'a> {
+    /// The codes of the token's block, from the token's own first quad on.
+    codes: &'a mut [u8],
+    /// What belongs to groups, of the token's block, from the token's own first group on.
+    scales: &'a mut [Group],
+    subs: &'a mut [Subs],
+    /// M.
+    tokens: usize,
+}
+
+impl Sink<'_> {
+    /// Stores what belongs to group `g`.
+    #[inline(always)]
+    pub(crate) fn group(&mut self, g: usize, group: Group) {
+        self.scales[g * self.tokens] = group;
+    }
+
+    /// Sums of the parts of group `g`, if they are asked for.
+    #[inline(always)]
+    pub(crate) fn sub(&mut self, g: usize) -> Option<&mut Subs> {
+        self.subs.get_mut(g * self.tokens)
+    }
+
+    /// Stores 16 inputs of a plane that begins at `plane`, from input `first` on; both count inputs of one token.
+    #[inline(always)]
+    pub(crate) fn store(&mut self, plane: usize, first: usize, codes: &[u8; 16]) {
+        let at = (plane + first) * self.tokens;
+        if self.tokens == 1 {
+            self.codes[at..at + 16].copy_from_slice(codes);
+        } else {
+            let stride = QUAD * self.tokens;
+            let out = &mut self.codes[at..at + 3 * stride + QUAD];
+            for (quad, codes) in codes.as_chunks::<QUAD>().0.iter().enumerate() {
+                out[quad * stride..quad * stride + QUAD].copy_from_slice(codes);
+            }
+        }
+    }
+}
+
+/// The lengths of a token's codes.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) k: usize,
+    pub(crate) group: usize,
+    pub(crate) precision: Precision,
+}
+
+impl Shape {
+    pub(crate) fn groups(self) -> usize {
+        self.k.div_ceil(self.group)
+    }
+
+    pub(crate) fn planes(self) -> usize {
+        if self.precision == Precision::A16 { 2 } else { 1 }
+    }
+
+    fn last(self) -> usize {
+        padded_group(self.k - (self.groups() - 1) * self.group, self.groups())
+    }
+
+    /// Bytes of one plane of group `g`.
+    pub(crate) fn plane(self, g: usize) -> usize {
+        if g + 1 == self.groups() { self.last() } else { self.group }
+    }
+
+    /// Inputs of a token with the padding of its last group.
+    fn padded(self) -> usize {
+        (self.groups() - 1) * self.group + self.last()
     }
 }
 
@@ -65,24 +156,55 @@ pub(crate) fn levels(precision: Precision) -> f32 {
 
 /// Quantised rows for one group size and precision.
 pub(crate) struct Plane {
-    pub(crate) group: usize,
-    pub(crate) precision: Precision,
-    /// Groups of a row.
-    pub(crate) groups: usize,
-    /// Bytes of a row in `codes`.
+    pub(crate) shape: Shape,
+    /// Whether `subs` is filled.
+    supers: bool,
+    /// Tokens in all.
+    pub(crate) tokens: usize,
+    /// Bytes of a token in `codes`.
     pub(crate) stride: usize,
     /// `(m, stride)`; words keep them aligned.
     codes: Vec<u64>,
-    /// `(m, groups)`.
+    /// `[block][group][M]`.
     pub(crate) scales: Vec<Group>,
+    /// `[block][group][M]`, or empty.
+    pub(crate) subs: Vec<Subs>,
     fresh: bool,
 }
 
 impl Plane {
-    /// The codes of all rows, `(m, stride)`.
+    /// The codes of all tokens, `(m, stride)`.
     pub(crate) fn codes(&self) -> &[u8] {
         bytemuck::cast_slice(&self.codes)
     }
+}
+
+/// What of a plane a matrix asks for.
+fn key(matrix: &PackedMatrix) -> Option<(usize, Precision, bool)> {
+    let group = matrix.format().activation_group(matrix.columns())?;
+    let supers = matches!(matrix.format(), Format::Super(_));
+    (matrix.precision() != Precision::F32).then_some((group, matrix.precision(), supers))
+}
+
+/// Most tokens of a block: with 64 or 16 rows their sums fit the registers.
+pub(crate) fn most_tokens(isa: Isa) -> usize {
+    match isa {
+        Isa::Scalar => 1,
+        Isa::Avx2 | Isa::AvxVnni => 4,
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => 6,
+    }
+}
+
+/// Blocks that `m` tokens are cut into.
+pub(crate) fn blocks(isa: Isa, m: usize) -> usize {
+    m.div_ceil(most_tokens(isa))
+}
+
+/// The tokens of some of the blocks of `m` tokens.
+pub(crate) fn tokens(isa: Isa, m: usize, range: &Range<usize>) -> Range<usize> {
+    let all = blocks(isa, m);
+    let first = |block: usize| if block == all { m } else { share(m, block, all).start };
+    first(range.start)..first(range.end)
 }
 
 /// Reusable buffers that hold the rows of one activation matrix, quantised as the matrices that read it ask for.
@@ -117,26 +239,25 @@ impl Input {
         self.planes.iter_mut().for_each(|plane| plane.fresh = false);
         for matrix in matrices {
             assert_eq!(matrix.columns(), k, "inputs of a matrix");
-            let Format::Integer { group, .. } = matrix.format() else { continue };
-            if matrix.precision() == Precision::F32 {
-                continue;
-            }
-            let index =
-                self.planes.iter().position(|plane| (plane.group, plane.precision) == (group, matrix.precision()));
-            let index = index.unwrap_or_else(|| {
+            let Some((group, precision, supers)) = key(matrix) else { continue };
+            let same =
+                |plane: &Plane| (plane.shape.group, plane.shape.precision, plane.supers) == (group, precision, supers);
+            let index = self.planes.iter().position(same).unwrap_or_else(|| {
                 self.planes.push(Plane {
-                    group,
-                    precision: matrix.precision(),
-                    groups: 0,
+                    shape: Shape { k, group, precision },
+                    supers,
+                    tokens: 0,
                     stride: 0,
                     codes: Vec::new(),
                     scales: Vec::new(),
+                    subs: Vec::new(),
                     fresh: false,
                 });
                 self.planes.len() - 1
             });
             if !self.planes[index].fresh {
-                fill(&mut self.planes[index], isa, pool, x, m, k);
+                self.planes[index].shape.k = k;
+                fill(&mut self.planes[index], isa, pool, x, m);
             }
         }
     }
@@ -148,62 +269,75 @@ impl Input {
     /// The plane for `matrix`; panics when it was not prepared for these shapes.
     pub(crate) fn plane(&self, matrix: &PackedMatrix, m: usize) -> Option<&Plane> {
         assert_eq!((self.m, self.k), (m, matrix.columns()), "(m, k) of the prepared input");
-        let Format::Integer { group, .. } = matrix.format() else { return None };
-        if matrix.precision() == Precision::F32 {
-            return None;
-        }
-        let same = |plane: &&Plane| plane.fresh && (plane.group, plane.precision) == (group, matrix.precision());
+        let wanted = key(matrix)?;
+        let same = |plane: &&Plane| plane.fresh && (plane.shape.group, plane.shape.precision, plane.supers) == wanted;
         Some(self.planes.iter().find(same).expect("the input was not prepared for this matrix"))
     }
 }
 
-fn bytes_per_input(isa: Isa, precision: Precision) -> usize {
-    if isa == Isa::Avx512Vnni && precision == Precision::A8 { 1 } else { 2 }
-}
-
-fn fill(plane: &mut Plane, isa: Isa, pool: &Pool, x: &[f32], m: usize, k: usize) {
-    plane.groups = k.div_ceil(plane.group);
-    // Vector code stores the codes of 16 inputs at a time.
-    plane.stride = k.next_multiple_of(16) * bytes_per_input(isa, plane.precision);
+fn fill(plane: &mut Plane, isa: Isa, pool: &Pool, x: &[f32], m: usize) {
+    let shape = plane.shape;
+    let groups = shape.groups();
+    plane.tokens = m;
+    plane.stride = shape.padded() * if isa == Isa::Scalar { 2 } else { shape.planes() };
     plane.codes.resize(m * plane.stride / 8, 0);
-    plane.scales.resize(m * plane.groups, Group::default());
+    plane.scales.resize(m * groups, Group::default());
+    plane.subs.resize(if plane.supers { m * groups } else { 0 }, Subs::default());
     let codes: &mut [u8] = bytemuck::cast_slice_mut(&mut plane.codes);
-    let (stride, groups, group, precision) = (plane.stride, plane.groups, plane.group, plane.precision);
-    let rows = |range: std::ops::Range<usize>, codes: &mut [u8], scales: &mut [Group]| {
-        let rows = codes.chunks_exact_mut(stride).zip(scales.chunks_exact_mut(groups));
-        for (row, (codes, scales)) in range.zip(rows) {
-            quantize_row(isa, &x[row * k..][..k], group, precision, codes, scales);
+    let (stride, blocks, supers) = (plane.stride, blocks(isa, m), plane.supers);
+    let part = |range: Range<usize>, mut codes: &mut [u8], mut scales: &mut [Group], mut subs: &mut [Subs]| {
+        for block in range {
+            let tokens = share(m, block, blocks);
+            let (block_codes, rest) = codes.split_at_mut(tokens.len() * stride);
+            codes = rest;
+            let (block_scales, rest) = scales.split_at_mut(tokens.len() * groups);
+            scales = rest;
+            let (block_subs, rest) = subs.split_at_mut(if supers { tokens.len() * groups } else { 0 });
+            subs = rest;
+            for (token, row) in tokens.clone().enumerate() {
+                let sink = Sink {
+                    codes: &mut block_codes[if isa == Isa::Scalar { 0 } else { token * QUAD }..],
+                    scales: &mut block_scales[token..],
+                    subs: if supers { &mut block_subs[token..] } else { &mut [] },
+                    tokens: tokens.len(),
+                };
+                quantize_row(isa, &x[row * shape.k..][..shape.k], shape, sink);
+            }
         }
     };
     if x.len() < PARALLEL {
-        rows(0..m, codes, &mut plane.scales);
+        part(0..blocks, codes, &mut plane.scales, &mut plane.subs);
     } else {
         let (codes, scales) = (Disjoint::new(codes), Disjoint::new(&mut plane.scales));
+        let subs = Disjoint::new(&mut plane.subs);
         pool.run(|thread| {
-            let range = share(m, thread, pool.threads());
+            let range = share(blocks, thread, pool.threads());
+            let std::ops::Range { start, end } = tokens(isa, m, &range);
+            let sub = |token: usize| if supers { token * groups } else { 0 };
             // SAFETY: the shares of different threads do not overlap.
-            let (codes, scales) = unsafe {
+            let (codes, scales, subs) = unsafe {
                 (
-                    codes.slice(range.start * stride..range.end * stride),
-                    scales.slice(range.start * groups..range.end * groups),
+                    codes.slice(start * stride..end * stride),
+                    scales.slice(start * groups..end * groups),
+                    subs.slice(sub(start)..sub(end)),
                 )
             };
-            rows(range, codes, scales);
+            part(range, codes, scales, subs);
         });
     }
     plane.fresh = true;
 }
 
-fn quantize_row(isa: Isa, x: &[f32], group: usize, precision: Precision, codes: &mut [u8], scales: &mut [Group]) {
+fn quantize_row(isa: Isa, x: &[f32], shape: Shape, sink: Sink<'_>) {
     match isa {
-        Isa::Scalar => scalar::quantize(x, group, precision, codes, scales),
+        Isa::Scalar => scalar::quantize(x, shape, sink.codes, sink.scales, sink.subs),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `prepare` has checked that the CPU has the level.
-        Isa::Avx2 => unsafe { super::x86_64::avx2::quantize(x, group, precision, codes, scales) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { super::x86_64::avx2::quantize(x, shape, sink) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512Vnni => unsafe { super::x86_64::avx512::quantize(x, group, precision, codes, scales) },
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::avx512::quantize(x, shape, sink) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => unreachable!("an unavailable level"),
+        _ => unreachable!("an unavailable level"),
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! Integer weights meet activations quantised by groups: for each group in ascending order, with the exact integer
 //! `acc = Σ (code - zero) · xq`, `y = fma(f32(acc) · sx, scale, y)`, and for a minimum, after that,
-//! `y = fma(minimum, sx · f32(Σ xq), y)`. Float weights, and integer weights of [`Precision::F32`] dequantised as by
+//! `y = fma(minimum, sx · f32(Σ xq), y)`. Super-blocks of 256 inputs first sum `sub_scale · Σ (code - zero) · xq` over their
+//! sub-blocks as integers `h` and `l`, for `xq >> 7` and `xq & 127` (A8: all in `l`), then with `t = fma(f32(h), 128, f32(l))`
+//! `y = fma(t · sx, d, y)`; for the minima, likewise from `sub_minimum · Σ xq`, `y = fma(-(t · sx), dmin, y)`. Float
+//! weights, and integer weights of [`Precision::F32`] dequantised as by
 //! [`PackedMatrix::row`], meet the activations themselves: `y = fma(w, x, y)`, inputs ascending. So an output depends on
 //! its row of `x` and its row of `W` alone: not on m, threads, or instruction set.
 //!
@@ -23,9 +26,12 @@
 //! # Ok::<(), farthing_kernels::format::PackError<std::convert::Infallible>>(())
 //! ```
 
+mod block;
 mod drive;
 mod float;
 mod input;
+mod lanes;
+mod panel;
 mod scalar;
 mod self_test;
 #[cfg(target_arch = "x86_64")]

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::OnceLock;
 
 use super::{Input, Job, matmul};
-use crate::format::{Bits, FloatType, Format, Offset, PackedMatrix, Precision};
+use crate::format::{Bits, FloatType, Format, Offset, PackedMatrix, Packing, Precision, SuperBlock, Table};
 use crate::isa::Isa;
 use crate::pool::Pool;
 
@@ -72,6 +72,19 @@ fn families() -> Vec<Family> {
             }
         }
     }
+    let scale = FloatType::F16;
+    let integers = [
+        Format::Ternary { packing: Packing::TwoBits, group: Some(32), scale },
+        Format::Ternary { packing: Packing::TwoBits, group: None, scale },
+        Format::Ternary { packing: Packing::BaseThree, group: None, scale },
+        Format::Lookup { table: Table::Mxfp4, group: 32, scale },
+        Format::Lookup { table: Table::Nf4, group: 64, scale },
+        Format::Lookup { table: Table::Iq4Nl, group: 32, scale },
+        Format::Super(SuperBlock::Q4K),
+        Format::Super(SuperBlock::Q6K),
+    ];
+    let quantised = [Precision::A8, Precision::A16];
+    families.extend(integers.iter().flat_map(|&format| quantised.map(|precision| Family { format, precision })));
     for kind in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
         families.push(Family { format: Format::Float(kind), precision: Precision::F32 });
     }
@@ -82,35 +95,51 @@ impl Family {
     fn name(&self) -> String {
         match self.format {
             Format::Float(kind) => format!("{kind:?}").to_lowercase(),
-            Format::Integer { bits, offset, .. } => {
-                let bits = if bits == Bits::Four { "int4" } else { "int8" };
-                format!("{bits} {offset:?} {:?}", self.precision).to_lowercase()
-            }
+            format => format!("{format} {}", self.precision.name()),
         }
     }
 
-    /// 83 rows (a full panel and two tiles, one ragged), 40 inputs (a short last group), 1 and 5 rows of x.
+    /// `n` rows of codes, or of weights, over their whole ranges.
+    fn matrix(&self, n: usize, k: usize) -> PackedMatrix {
+        let maximum = match self.format {
+            Format::Float(kind) => {
+                let row = |n: usize, row: &mut [f32]| {
+                    row.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 37 + k * 101) % 64) as f32 - 31.0);
+                    Ok::<(), Infallible>(())
+                };
+                return PackedMatrix::pack_float(n, k, kind, row).expect("small finite weights");
+            }
+            Format::Integer { bits, .. } => usize::from(bits.maximum()),
+            Format::Lookup { .. } => 15,
+            Format::Ternary { .. } => 2,
+            Format::Super(kind) => usize::from(kind.maximum()),
+        };
+        let packed = PackedMatrix::pack_codes(n, k, self.format, self.precision, |n, row| {
+            let code = |(k, code): (usize, &mut u8)| *code = ((n * 37 + k * 101) % (maximum + 1)) as u8;
+            row.codes.iter_mut().enumerate().for_each(code);
+            row.scales.iter_mut().enumerate().for_each(|(g, scale)| *scale = (n + g) as f32 / 64.0 - 0.5);
+            row.offsets.iter_mut().enumerate().for_each(|(g, offset)| *offset = ((n + 3 * g) % (maximum + 1)) as f32);
+            row.sub_scales.iter_mut().enumerate().for_each(|(sub, scale)| *scale = ((n + 5 * sub) % 64) as i8);
+            row.sub_minima.iter_mut().enumerate().for_each(|(sub, minimum)| *minimum = ((n + 7 * sub) % 64) as u8);
+            Ok::<(), Infallible>(())
+        });
+        packed.expect("codes, scales and offsets in range")
+    }
+
+    /// 83 rows (a full panel and two tiles, one ragged), 40 inputs (a short last group) or a super-block, 1 and 5 rows of x.
     fn check(&self, isa: Isa) -> Result<(), SelfTestError> {
         const N: usize = 83;
-        const K: usize = 40;
         const M: usize = 5;
-        let row = |n: usize, row: &mut [f32]| {
-            row.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 37 + k * 101) % 64) as f32 - 31.0);
-            Ok::<(), Infallible>(())
-        };
-        let matrix = match self.format {
-            Format::Float(kind) => PackedMatrix::pack_float(N, K, kind, row),
-            Format::Integer { .. } => PackedMatrix::quantize(N, K, self.format, self.precision, row),
-        };
-        let matrix = matrix.expect("small finite weights fit every format");
-        let x: Vec<f32> = (0..M * K).map(|i| ((i * 59) % 97) as f32 / 7.0 - 6.0).collect();
+        let k = if let Format::Super(_) = self.format { SuperBlock::INPUTS } else { 40 };
+        let matrix = self.matrix(N, k);
+        let x: Vec<f32> = (0..M * k).map(|i| ((i * 59) % 97) as f32 / 7.0 - 6.0).collect();
         let pool = Pool::new(1);
         for m in [1, M] {
             let product = |isa: Isa| {
                 let (mut input, mut out) = (Input::new(), vec![0.0; m * N]);
-                input.prepare_with(isa, &pool, &x[..m * K], m, K, &[&matrix]);
+                input.prepare_with(isa, &pool, &x[..m * k], m, k, &[&matrix]);
                 let job = Job { matrix: &matrix, bias: None, add: false, out: &mut out };
-                matmul(&pool, &x[..m * K], m, &input, &mut [job]);
+                matmul(&pool, &x[..m * k], m, &input, &mut [job]);
                 out
             };
             for (got, expected) in product(isa).into_iter().zip(product(Isa::Scalar)) {

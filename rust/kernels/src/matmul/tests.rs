@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::activation::activate_multiply;
-use crate::format::{Bits, FloatType, Format, Offset, Precision, RowCodes};
+use crate::format::{Bits, FloatType, Format, Offset, Packing, Precision, RowCodes, SuperBlock, Table};
 use crate::isa::Isa;
 
 /// Relative L2 error of a product against the f64 product of the dequantised weights, for Gaussian activations and
@@ -58,21 +58,44 @@ fn random(n: usize, k: usize, format: Format, precision: Precision, seed: u64) -
             row.copy_from_slice(&noise(n).normals(k));
             Ok::<(), Infallible>(())
         }),
-        Format::Integer { bits, offset, scale, .. } => PackedMatrix::pack_codes(n, k, format, precision, |n, row| {
-            let mut noise = noise(n);
-            let top = u64::from(bits.maximum()) + 1;
+        _ => PackedMatrix::pack_codes(n, k, format, precision, |n, row| {
+            let (mut noise, top, scale) = (noise(n), u64::from(maximum(format)) + 1, scale_type(format));
             row.codes.iter_mut().for_each(|code| *code = (noise.next() % top) as u8);
             row.scales.iter_mut().for_each(|s| *s = scale.round(noise.normal() * 0.01));
             for value in &mut row.offsets {
-                *value = match offset {
-                    Offset::ZeroPoint => (noise.next() % top) as f32,
+                *value = match format {
+                    Format::Integer { offset: Offset::ZeroPoint, .. } => (noise.next() % top) as f32,
                     _ => scale.round(noise.normal()),
                 };
             }
+            let unsigned = format == Format::Super(SuperBlock::Q4K);
+            row.sub_scales.iter_mut().for_each(|s| *s = noise.next() as i8 & if unsigned { 63 } else { -1 });
+            row.sub_minima.iter_mut().for_each(|m| *m = noise.next() as u8 & 63);
             Ok::<(), Infallible>(())
         }),
     };
     packed.unwrap()
+}
+
+/// The greatest code.
+fn maximum(format: Format) -> u8 {
+    match format {
+        Format::Integer { bits, .. } => bits.maximum(),
+        Format::Ternary { .. } => 2,
+        Format::Lookup { .. } => 15,
+        Format::Super(kind) => kind.maximum(),
+        Format::Float(_) => unreachable!("floats have no codes"),
+    }
+}
+
+fn scale_type(format: Format) -> FloatType {
+    match format {
+        Format::Float(scale)
+        | Format::Integer { scale, .. }
+        | Format::Ternary { scale, .. }
+        | Format::Lookup { scale, .. } => scale,
+        Format::Super(_) => FloatType::F16,
+    }
 }
 
 fn product(isa: Isa, threads: usize, x: &[f32], m: usize, matrix: &PackedMatrix) -> Vec<f32> {
@@ -99,6 +122,7 @@ fn assert_same(got: &[f32], expected: &[f32], what: &dyn std::fmt::Debug) {
 
 /// Every level and thread count against the scalar one; every row against the row alone.
 fn check(n: usize, k: usize, format: Format, precision: Precision, rows: &[usize], threads: &[usize], seed: u64) {
+    let k = inputs(format, k);
     let matrix = random(n, k, format, precision, seed);
     let most = rows.iter().copied().max().unwrap();
     let x = Noise(seed).normals(most * k);
@@ -127,7 +151,28 @@ fn formats() -> impl Iterator<Item = (Format, Precision)> {
             }
         }
     }
-    floats.chain(integers)
+    let scale = FloatType::F16;
+    let ternary = |packing, group| Format::Ternary { packing, group, scale };
+    let others = [
+        ternary(Packing::TwoBits, Some(32)),
+        ternary(Packing::TwoBits, Some(256)),
+        ternary(Packing::TwoBits, None),
+        ternary(Packing::BaseThree, None),
+        Format::Lookup { table: Table::Mxfp4, group: 32, scale: FloatType::Bf16 },
+        Format::Lookup { table: Table::Mxfp4, group: 16, scale },
+        Format::Lookup { table: Table::Nf4, group: 64, scale: FloatType::F32 },
+        Format::Lookup { table: Table::Iq4Nl, group: 32, scale },
+        Format::Super(SuperBlock::Q4K),
+        Format::Super(SuperBlock::Q6K),
+    ];
+    let both = [Precision::A8, Precision::A16];
+    let others = others.into_iter().flat_map(move |format| both.map(|precision| (format, precision)));
+    floats.chain(integers).chain(others)
+}
+
+/// A number of inputs near `k` that the format can have.
+fn inputs(format: Format, k: usize) -> usize {
+    if let Format::Super(_) = format { k.next_multiple_of(SuperBlock::INPUTS) } else { k }
 }
 
 #[test]
@@ -150,7 +195,7 @@ proptest! {
         k in 1usize..300,
         m in 1usize..70,
         threads in 1usize..4,
-        choice in 0usize..75,
+        choice in 0usize..95,
         seed in any::<u64>(),
     ) {
         let all: Vec<_> = formats().collect();
@@ -203,7 +248,7 @@ fn extremes_are_exact_and_alike() {
 #[test]
 fn a_bad_activation_spoils_its_own_row_only() {
     for (format, precision) in formats() {
-        let (n, k, m) = (33, 72, 5);
+        let (n, k, m) = (33, inputs(format, 72), 5);
         let matrix = random(n, k, format, precision, 9);
         let good = Noise(3).normals(m * k);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -237,6 +282,7 @@ fn products_are_accurate() {
                 Ok::<(), Infallible>(())
             })
             .unwrap(),
+            _ => random(n, k, format, precision, 6),
         };
         let (weights, got) = (matrix.dequantize(), product(Isa::Scalar, 1, &x, m, &matrix));
         let (mut error, mut norm) = (0.0, 0.0);
@@ -325,7 +371,7 @@ fn a_product_without_its_input_panics() {
 #[test]
 fn self_tests_pass_on_every_level() {
     let tests = self_tests();
-    assert_eq!(tests.len(), 21 * levels().count());
+    assert_eq!(tests.len(), 37 * levels().count());
     for test in tests {
         assert!(test.passed, "{test:?}");
     }
@@ -352,7 +398,7 @@ fn rows_come_back_as_they_were_packed() {
                 Offset::ZeroPoint => (noise.next() % top) as f32,
                 _ => scale.round(noise.normal()),
             });
-            rows.push(RowCodes { codes, scales, offsets: offsets.collect() });
+            rows.push(RowCodes { codes, scales, offsets: offsets.collect(), ..RowCodes::default() });
         }
         let got = matrix.dequantize();
         for (n, row) in rows.iter().enumerate() {

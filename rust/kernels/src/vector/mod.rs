@@ -108,12 +108,12 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) -> K::Output {
         Isa::Scalar => kernel.run(Scalar::<LANES>),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the assertion above: this CPU runs the level, whose features are these.
-        Isa::Avx2 => unsafe { run_avx2(kernel) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { run_avx2(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512Vnni => unsafe { run_avx512(kernel) },
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { run_avx512(kernel) },
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512Vnni => unreachable!("asserted above"),
+        _ => unreachable!("asserted above"),
     }
 }
 

@@ -1,250 +1,248 @@
-//! AVX2 with FMA and F16C, without VNNI: 16-bit multiply-add.
+//! 256-bit vectors: AVX2 with FMA and F16C, and AVX-VNNI, which adds `vpdpbusd`.
 //!
-//! Codes become i16 without a shuffle: masking and shifting 16-bit lanes of a cell gives the even and the odd inputs of
-//! 8 rows; `vpmaddwd` multiplies them with pairs of i16 activations (x0 x2, x1 x3) into i32. A pair is at most
-//! 2 · 255 · 16383 < 2^23, a group 128 · 255 · 16383 < 2^29, its zero point as much again: i32 holds everything.
+//! Without VNNI a dot product of four bytes is `vpmaddubsw`, whose pair sums saturate in i16, and `vpmaddwd` with ones.
+//! Pairs stay exact for codes of at most 127: 2 · 127 · 128 < 2^15. Greater codes are cut into bit 7 and the rest.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::format::layout::{CELL, Records, STEP, TILE};
-use crate::format::{Bits, FloatType, Offset, Precision};
-use crate::matmul::input::{Group, Plane, factors};
+use crate::format::FloatType;
+use crate::format::layout::{Codes, Records, Trailer};
+use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
+use crate::matmul::input::{Group, Shape, Sink, factors};
+use crate::matmul::lanes::Lanes;
+use crate::matmul::panel::Level;
+use crate::matmul::x86_64::shells;
 
-/// Rows of a vector.
-const LANES: usize = 8;
+/// Proof that the CPU has AVX2, FMA and F16C, and AVX-VNNI where `VNNI`.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Vectors<const VNNI: bool>(());
 
-/// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::matmul) fn quantize(
-    x: &[f32],
-    group: usize,
-    precision: Precision,
-    codes: &mut [u8],
-    scales: &mut [Group],
-) {
-    for ((x, codes), scale) in x.chunks(group).zip(codes.chunks_mut(group * 2)).zip(scales) {
-        *scale = quantize_group(x, precision, codes);
+impl<const VNNI: bool> Vectors<VNNI> {
+    /// # Safety
+    /// The CPU has the features.
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        Vectors(())
     }
 }
 
-/// One group, at most 128 long.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn quantize_group(x: &[f32], precision: Precision, codes: &mut [u8]) -> Group {
-    let blocks = x.len().div_ceil(16);
-    assert_eq!(codes.len(), blocks * 32, "codes of a group");
-    let mut padded = [0.0f32; 128];
-    padded[..x.len()].copy_from_slice(x);
-    let load = |i: usize| {
-        let eight = &padded[i * LANES..][..LANES];
-        // SAFETY: the slice has eight elements.
-        unsafe { _mm256_loadu_ps(eight.as_ptr()) }
-    };
-    let sign = _mm256_set1_epi32(i32::MAX);
-    let mut absmax = _mm256_setzero_si256();
-    for i in 0..2 * blocks {
-        absmax = _mm256_max_epi32(absmax, _mm256_and_si256(_mm256_castps_si256(load(i)), sign));
-    }
-    let mut lanes = [0i32; LANES];
-    // SAFETY: the array has eight elements.
-    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), absmax) };
-    let (factor, scale) = factors(lanes.into_iter().max().unwrap_or(0) as u32, precision);
-    if factor == 0.0 {
-        codes.fill(0);
-        return Group::new(scale, 0);
-    }
-    let mut sums = _mm256_setzero_si256();
-    for (i, codes) in codes.chunks_exact_mut(16).enumerate() {
-        let xq = _mm256_cvtps_epi32(_mm256_mul_ps(load(i), _mm256_set1_ps(factor)));
-        sums = _mm256_add_epi32(sums, xq);
-        let xq = _mm_packs_epi32(_mm256_castsi256_si128(xq), _mm256_extracti128_si256::<1>(xq));
-        let even_odd = _mm_shufflehi_epi16::<0b11_01_10_00>(_mm_shufflelo_epi16::<0b11_01_10_00>(xq));
-        // SAFETY: the chunk is 16 bytes long.
-        unsafe { _mm_storeu_si128(codes.as_mut_ptr().cast(), even_odd) };
-    }
-    // SAFETY: the array has eight elements.
-    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), sums) };
-    Group::new(scale, lanes.into_iter().sum())
-}
-
-/// Inputs of the span of groups that all tokens and tiles pass before the next span.
-const SPAN: usize = 256;
-
-/// One panel, the quantised rows and the outputs; pointers and the strides between their elements.
-struct Operands<'a> {
-    records: &'a Records,
-    panel: *const u8,
-    codes: *const u8,
-    stride: usize,
-    groups: *const Group,
-    y: *mut f32,
-    width: usize,
-    first_tile: usize,
-}
-
-/// `y += x · Wᵀ` for `tiles` of one panel and the rows `tokens` of `plane`; `y: (tokens, tiles * 16)`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::matmul) fn integer(
-    records: &Records,
-    panel: &[u8],
-    tiles: Range<usize>,
-    plane: &Plane,
-    tokens: Range<usize>,
-    y: &mut [f32],
-) {
-    let last = records.groups - 1;
-    assert!(tiles.end <= records.tiles && plane.groups == records.groups, "tiles and groups of a panel");
-    assert!(panel.len() >= records.start(last) + records.bytes(last), "bytes of a panel");
-    assert!(tokens.end * plane.stride <= plane.codes().len() && tokens.end * plane.groups <= plane.scales.len());
-    assert_eq!(y.len(), tokens.len() * tiles.len() * TILE, "outputs of a panel");
-    let o = Operands {
-        records,
-        panel: panel.as_ptr(),
-        codes: plane.codes()[tokens.start * plane.stride..].as_ptr(),
-        stride: plane.stride,
-        groups: plane.scales[tokens.start * plane.groups..].as_ptr(),
-        y: y.as_mut_ptr(),
-        width: tiles.len() * TILE,
-        first_tile: tiles.start,
-    };
-    // SAFETY: the asserts above cover every address that a panel, its tiles and the tokens give.
-    unsafe {
-        match records.bits {
-            Bits::Four => blocks::<true>(&o, tiles.len(), tokens.len()),
-            Bits::Eight => blocks::<false>(&o, tiles.len(), tokens.len()),
+macro_rules! intrinsics {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the token proves the features.
+            unsafe { $body }
         }
-    }
+    )*};
 }
 
-/// Cuts (groups, tiles, tokens) into blocks whose sums fit the registers.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn blocks<const FOUR: bool>(o: &Operands<'_>, tiles: usize, tokens: usize) {
-    let groups = o.records.groups;
-    let span = (SPAN / (o.records.steps * STEP)).max(1);
-    // SAFETY: blocks lie inside the operands that the caller vouches for.
-    unsafe {
-        if tiles == 4 && tokens == 1 {
-            return block::<FOUR, 8, 1>(o, 0..groups, 0, 0);
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the token proves the features; the caller has the memory.
+            unsafe { $body }
         }
-        for first in (0..groups).step_by(span) {
-            let groups = first..(first + span).min(groups);
-            for tile in 0..tiles {
-                for token in (0..tokens).step_by(4) {
-                    match tokens - token {
-                        1 => block::<FOUR, 2, 1>(o, groups.clone(), tile, token),
-                        2 => block::<FOUR, 2, 2>(o, groups.clone(), tile, token),
-                        3 => block::<FOUR, 2, 3>(o, groups.clone(), tile, token),
-                        _ => block::<FOUR, 2, 4>(o, groups.clone(), tile, token),
-                    }
+    )*};
+}
+
+impl<const VNNI: bool> Lanes for Vectors<VNNI> {
+    const ROWS: usize = 8;
+    const REGISTERS: usize = 16;
+    type I = __m256i;
+    type F = __m256;
+
+    intrinsics! {
+        zero() -> __m256i { _mm256_setzero_si256() }
+        splat(x: i32) -> __m256i { _mm256_set1_epi32(x) }
+        bytes(x: u8) -> __m256i { _mm256_set1_epi8(x.cast_signed()) }
+        and(a: __m256i, b: __m256i) -> __m256i { _mm256_and_si256(a, b) }
+        or(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
+        shift_right(x: __m256i, by: usize) -> __m256i { match by {
+            2 => _mm256_srli_epi16::<2>(x),
+            4 => _mm256_srli_epi16::<4>(x),
+            6 => _mm256_srli_epi16::<6>(x),
+            _ => x,
+        } }
+        shift_left(x: __m256i, by: usize) -> __m256i { match by {
+            2 => _mm256_slli_epi16::<2>(x),
+            4 => _mm256_slli_epi16::<4>(x),
+            6 => _mm256_slli_epi16::<6>(x),
+            _ => x,
+        } }
+        lookup(table: __m256i, codes: __m256i) -> __m256i { _mm256_shuffle_epi8(table, codes) }
+        table(table: &[u8; 16]) -> __m256i { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) }
+        base_three(x: __m256i) -> (__m256i, __m256i) {{
+            let pack = |x: __m256i| {
+                let (mut rest, mut packed) = (x, _mm256_setzero_si256());
+                for digit in 0..4 {
+                    // x · 171 >> 9 is x / 3 for bytes.
+                    let third = _mm256_srli_epi16::<9>(_mm256_mullo_epi16(rest, _mm256_set1_epi16(171)));
+                    let twice = _mm256_add_epi16(third, _mm256_add_epi16(third, third));
+                    let value = _mm256_sub_epi16(rest, twice);
+                    packed = _mm256_or_si256(packed, _mm256_sll_epi16(value, _mm_cvtsi32_si128(2 * digit)));
+                    rest = third;
                 }
-            }
-        }
+                (packed, rest)
+            };
+            let (even, even_last) = pack(_mm256_and_si256(x, _mm256_set1_epi16(255)));
+            let (odd, odd_last) = pack(_mm256_srli_epi16::<8>(x));
+            let both = |even: __m256i, odd: __m256i| _mm256_or_si256(even, _mm256_slli_epi16::<8>(odd));
+            (both(even, odd), both(even_last, odd_last))
+        }}
+        add(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
+        mul(a: __m256i, b: __m256i) -> __m256i { _mm256_mullo_epi32(a, b) }
+        times_128(x: __m256i) -> __m256i { _mm256_slli_epi32::<7>(x) }
+        float(x: __m256i) -> __m256 { _mm256_cvtepi32_ps(x) }
+        splat_float(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        mul_float(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        neg_mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
+        prefetch(at: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
-}
 
-/// `V` vectors of 8 rows, from the `tile`-th tile on, × `M` tokens over the groups `g`.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block<const FOUR: bool, const V: usize, const M: usize>(
-    o: &Operands<'_>,
-    g: Range<usize>,
-    tile: usize,
-    token: usize,
-) {
-    let records = o.records;
-    let cells = records.tiles * CELL;
-    let mask = _mm256_set1_epi16(if FOUR { 15 } else { 255 });
-    // SAFETY: the caller vouches for every tile, token and group; a record holds `steps` steps of each tile, then the
-    // scales and offsets of its rows; a row of x holds 16 bytes of activations for each step.
-    unsafe {
-        let y = o.y.add(token * o.width + tile * TILE);
-        for g in g {
-            let steps = records.steps(g);
-            let record = o.panel.add(records.start(g));
-            let groups = o.groups.add(token * records.groups + g);
-            let mut acc = [[_mm256_setzero_si256(); V]; M];
-            for step in 0..steps {
-                let w = record.add(step * records.step_bytes() * records.tiles + (o.first_tile + tile) * CELL);
-                let x = o.codes.add(token * o.stride + (g * records.steps + step) * STEP * 2);
-                for v in 0..V {
-                    let first = _mm256_loadu_si256(w.add(v * 32).cast());
-                    let second = if FOUR { first } else { _mm256_loadu_si256(w.add(cells + v * 32).cast()) };
-                    let codes = if FOUR {
-                        [
-                            _mm256_and_si256(first, mask),
-                            _mm256_and_si256(_mm256_srli_epi16::<8>(first), mask),
-                            _mm256_and_si256(_mm256_srli_epi16::<4>(first), mask),
-                            _mm256_srli_epi16::<12>(first),
-                        ]
-                    } else {
-                        [
-                            _mm256_and_si256(first, mask),
-                            _mm256_srli_epi16::<8>(first),
-                            _mm256_and_si256(second, mask),
-                            _mm256_srli_epi16::<8>(second),
-                        ]
-                    };
-                    for m in 0..M {
-                        for (i, &codes) in codes.iter().enumerate() {
-                            let x = pair(x.add(m * o.stride + i * 4));
-                            acc[m][v] = _mm256_add_epi32(acc[m][v], _mm256_madd_epi16(codes, x));
-                        }
-                    }
-                }
-            }
-            let rows = (o.first_tile + tile) * TILE;
-            let scales = record.add(records.scales(steps) + rows * records.scale.bytes());
-            let offsets = record.add(records.offsets(steps) + rows * records.offset_bytes());
-            for v in 0..V {
-                let scale = floats(scales, records.scale, v);
-                for m in 0..M {
-                    let group = &*groups.add(m * records.groups);
-                    let mut sum = acc[m][v];
-                    match records.offset {
-                        Offset::Symmetric => {
-                            let zero = group.sum * i32::from(records.bits.bias());
-                            sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(zero));
-                        }
-                        Offset::ZeroPoint => {
-                            let zero = _mm256_cvtepu8_epi32(_mm_loadl_epi64(offsets.add(v * LANES).cast()));
-                            sum = _mm256_sub_epi32(sum, _mm256_mullo_epi32(zero, _mm256_set1_epi32(group.sum)));
-                        }
-                        Offset::Minimum => {}
-                    }
-                    let scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(group.scale));
-                    let y = y.add(m * o.width + v * LANES);
-                    let mut value = _mm256_fmadd_ps(scaled, scale, _mm256_loadu_ps(y));
-                    if records.offset == Offset::Minimum {
-                        let minimum = floats(offsets, records.scale, v);
-                        value = _mm256_fmadd_ps(minimum, _mm256_set1_ps(group.moment), value);
-                    }
-                    _mm256_storeu_ps(y, value);
-                }
-            }
-        }
-    }
-}
-
-/// A pair of 16-bit activations in every lane.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn pair(x: *const u8) -> __m256i {
-    // SAFETY: the caller has 4 bytes there.
-    _mm256_set1_epi32(i32::from_ne_bytes(unsafe { x.cast::<[u8; 4]>().read() }))
-}
-
-/// The `v`-th 8 floats of type `kind`, widened.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn floats(start: *const u8, kind: FloatType, v: usize) -> __m256 {
-    // SAFETY: the caller has 8 elements there.
-    unsafe {
-        match kind {
-            FloatType::F32 => _mm256_loadu_ps(start.add(v * 32).cast()),
-            FloatType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(start.add(v * 16).cast())),
+    memory! {
+        load(at: *const u8) -> __m256i { _mm256_loadu_si256(at.cast()) }
+        store(x: __m256i, at: *mut u8) -> () { _mm256_storeu_si256(at.cast(), x) }
+        quad(at: *const u8) -> __m256i { _mm256_set1_epi32(at.cast::<i32>().read_unaligned()) }
+        widen_unsigned(at: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())) }
+        widen_signed(at: *const u8) -> __m256i { _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast())) }
+        load_float(at: *const f32) -> __m256 { _mm256_loadu_ps(at) }
+        store_float(x: __m256, at: *mut f32) -> () { _mm256_storeu_ps(at, x) }
+        load_scales(at: *const u8, kind: FloatType) -> __m256 { match kind {
+            FloatType::F32 => _mm256_loadu_ps(at.cast()),
+            FloatType::F16 => _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
             FloatType::Bf16 => {
-                let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(start.add(v * 16).cast()));
+                let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
             }
+        } }
+    }
+
+    #[inline(always)]
+    fn dot<const MAXIMUM: u8>(self, acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(acc, codes, x);
+            }
+            let fours = |codes: __m256i, weight: i16| {
+                _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(weight))
+            };
+            if MAXIMUM <= 127 {
+                return _mm256_add_epi32(acc, fours(codes, 1));
+            }
+            let rest = fours(_mm256_and_si256(codes, _mm256_set1_epi8(127)), 1);
+            let top = _mm256_and_si256(_mm256_srli_epi16::<7>(codes), _mm256_set1_epi8(1));
+            _mm256_add_epi32(acc, _mm256_add_epi32(rest, fours(top, 128)))
         }
     }
+}
+
+shells! {
+    /// The kernels of AVX2.
+    Avx2, Vectors<false>, "avx2,fma,f16c", 4, [8, 4, 2, 2], [4, 2, 2, 2],
+    (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4),
+    base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
+}
+
+shells! {
+    /// The kernels of AVX-VNNI.
+    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 4, [8, 4, 2, 2], [4, 2, 2, 2],
+    (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4),
+    base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
+}
+
+/// Rows of a vector of activations.
+const LANES: usize = 8;
+
+/// Quantises one row `x` by groups.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>) {
+    for (g, x) in x.chunks(shape.group).enumerate() {
+        let group = quantize_group(x, shape, g, &mut sink);
+        sink.group(g, group);
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize_group(x: &[f32], shape: Shape, g: usize, sink: &mut Sink<'_>) -> Group {
+    let supers = sink.sub(g).is_some();
+    let sign = _mm256_set1_epi32(i32::MAX);
+    let mut absmax = _mm256_setzero_si256();
+    for x in x.chunks(2 * LANES) {
+        for x in load(x) {
+            absmax = _mm256_max_epi32(absmax, _mm256_and_si256(_mm256_castps_si256(x), sign));
+        }
+    }
+    let (factor, scale) = factors(lanes(absmax).into_iter().max().unwrap_or(0) as u32, shape.precision);
+    let (plane, planes) = (g * shape.group * shape.planes(), shape.planes());
+    let mut sums = _mm256_setzero_si256();
+    let mut parts = [[0; 16]; 2];
+    for (v, x) in x.chunks(2 * LANES).enumerate() {
+        // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves. The default rounding is half to even.
+        let round = |x: __m256| {
+            if factor == 0.0 {
+                _mm256_setzero_si256()
+            } else {
+                _mm256_cvtps_epi32(_mm256_mul_ps(x, _mm256_set1_ps(factor)))
+            }
+        };
+        let xq = load(x).map(round);
+        sums = _mm256_add_epi32(sums, _mm256_add_epi32(xq[0], xq[1]));
+        let low = xq.map(|xq| if planes == 2 { _mm256_and_si256(xq, _mm256_set1_epi32(127)) } else { xq });
+        if planes == 2 {
+            let high = xq.map(|xq| _mm256_srai_epi32::<7>(xq));
+            sink.store(plane, 16 * v, &bytes(high));
+            if supers {
+                parts[0][v] = lanes(_mm256_add_epi32(high[0], high[1])).iter().sum();
+            }
+        }
+        sink.store(plane + (planes - 1) * shape.plane(g), 16 * v, &bytes(low));
+        if supers {
+            parts[planes - 1][v] = lanes(_mm256_add_epi32(low[0], low[1])).iter().sum();
+        }
+    }
+    if let Some(sub) = sink.sub(g) {
+        (0..planes).for_each(|plane| sub.set(plane, &parts[plane]));
+    }
+    for first in (x.len().next_multiple_of(16)..shape.plane(g)).step_by(16) {
+        (0..planes).for_each(|p| sink.store(plane + p * shape.plane(g), first, &[0; 16]));
+    }
+    Group::new(scale, lanes(sums).iter().sum())
+}
+
+#[target_feature(enable = "avx2")]
+fn lanes(x: __m256i) -> [i32; LANES] {
+    let mut lanes = [0; LANES];
+    // SAFETY: the array has eight elements.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), x) };
+    lanes
+}
+
+/// The low bytes of 16 lanes, each in -128..=127.
+#[target_feature(enable = "avx2")]
+fn bytes([first, second]: [__m256i; 2]) -> [u8; 16] {
+    // Packing interleaves halves of 128 bits; the permutation puts fours of lanes in order again.
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(first, second));
+    let packed = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+    let mut bytes = [0; 16];
+    // SAFETY: there are 16 bytes.
+    unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), packed) };
+    bytes
+}
+
+/// Up to 16 floats, then zeros.
+#[target_feature(enable = "avx2")]
+fn load(x: &[f32]) -> [__m256; 2] {
+    let mut padded = [0.0; 2 * LANES];
+    let x = if x.len() == padded.len() {
+        x
+    } else {
+        padded[..x.len()].copy_from_slice(x);
+        &padded
+    };
+    // SAFETY: there are 16 elements.
+    unsafe { [_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(LANES))] }
 }

@@ -1,121 +1,306 @@
 //! AVX-512 with VNNI: `vpdpbusd` multiplies 64 unsigned codes with 64 signed activations and adds fours into 16 × i32.
 //!
-//! A cell (16 rows × 4 inputs, see `format::layout`) is one operand; the other is a broadcast of 4 activations. A16
-//! runs two planes, `xq = 128 h + l` with `h = xq >> 7` in -128..=127 and `l = xq & 127`, so both fit signed bytes.
-//! Ranges for groups of at most 128 inputs and codes of at most 255, and i32 sums:
-//!
-//! ```text
-//! |Σ code · h| ≤ 128 · 255 · 128 < 2^22.0        (H << 7) < 2^29.0
-//! |Σ code · l| ≤ 128 · 255 · 127 < 2^22.0        |(H << 7) + L| = |Σ code · xq| ≤ 128 · 255 · 16383 < 2^29.0
-//! |zero · Σ xq| ≤ 255 · 128 · 16383 < 2^29.0     so the difference stays below 2^30
-//! ```
-//!
-//! `vpdpbusd` does not saturate. Symmetric codes take their correction, `-bias · Σ xq`, as the initial value of L.
+//! `vpdpbusd` does not saturate; the ranges of the sums stand in `matmul::block`. A block has at most 24 sums, so that
+//! codes, an activation and a mask find room in the 32 registers.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::format::layout::{CELL, Records, STEP, TILE};
-use crate::format::{Bits, FloatType, Offset, Precision};
-use crate::matmul::input::{Group, Plane, levels};
+use crate::format::layout::{Codes, Records, Trailer};
+use crate::format::{FloatType, Precision};
+use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
+use crate::matmul::input::{Group, Shape, Sink, levels};
+use crate::matmul::lanes::Lanes;
+use crate::matmul::panel::Level;
+use crate::matmul::x86_64::shells;
+
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI, and VBMI where `VBMI`.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Avx512<const VBMI: bool>(());
+
+impl<const VBMI: bool> Avx512<VBMI> {
+    /// # Safety
+    /// The CPU has the features.
+    #[inline(always)]
+    unsafe fn new() -> Self {
+        Avx512(())
+    }
+}
+
+/// 2-bit codes of the digits 0 to 3 of every byte below 243.
+const DIGITS: [u8; 256] = {
+    let (mut table, mut byte) = ([0; 256], 0);
+    while byte < 256 {
+        table[byte] = (byte % 3 | byte / 3 % 3 << 2 | byte / 9 % 3 << 4 | byte / 27 % 3 << 6) as u8;
+        byte += 1;
+    }
+    table
+};
+
+macro_rules! intrinsics {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the token proves the features.
+            unsafe { $body }
+        }
+    )*};
+}
+
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the token proves the features; the caller has the memory.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl<const VBMI: bool> Lanes for Avx512<VBMI> {
+    const ROWS: usize = 16;
+    const REGISTERS: usize = 32;
+    type I = __m512i;
+    type F = __m512;
+
+    intrinsics! {
+        zero() -> __m512i { _mm512_setzero_si512() }
+        splat(x: i32) -> __m512i { _mm512_set1_epi32(x) }
+        bytes(x: u8) -> __m512i { _mm512_set1_epi8(x.cast_signed()) }
+        and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
+        or(a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
+        shift_right(x: __m512i, by: usize) -> __m512i { match by {
+            2 => _mm512_srli_epi16::<2>(x),
+            4 => _mm512_srli_epi16::<4>(x),
+            6 => _mm512_srli_epi16::<6>(x),
+            _ => x,
+        } }
+        shift_left(x: __m512i, by: usize) -> __m512i { match by {
+            2 => _mm512_slli_epi16::<2>(x),
+            4 => _mm512_slli_epi16::<4>(x),
+            6 => _mm512_slli_epi16::<6>(x),
+            _ => x,
+        } }
+        lookup(table: __m512i, codes: __m512i) -> __m512i { _mm512_shuffle_epi8(table, codes) }
+        table(table: &[u8; 16]) -> __m512i { _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())) }
+        base_three(x: __m512i) -> (__m512i, __m512i) {{
+            let packed = if VBMI {
+                let at = |i: usize| _mm512_loadu_si512(DIGITS.as_ptr().add(64 * i).cast());
+                let low = _mm512_permutex2var_epi8(at(0), x, at(1));
+                let high = _mm512_permutex2var_epi8(at(2), x, at(3));
+                _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high)
+            } else {
+                let byte = _mm512_set1_epi16(255);
+                let pack = |x: __m512i| {
+                    let (mut rest, mut packed) = (x, _mm512_setzero_si512());
+                    for digit in 0..4 {
+                        // x · 171 >> 9 is x / 3 for bytes.
+                        let third = _mm512_srli_epi16::<9>(_mm512_mullo_epi16(rest, _mm512_set1_epi16(171)));
+                        let twice = _mm512_add_epi16(third, _mm512_add_epi16(third, third));
+                        let value = _mm512_sub_epi16(rest, twice);
+                        packed = _mm512_or_si512(packed, _mm512_sll_epi16(value, _mm_cvtsi32_si128(2 * digit)));
+                        rest = third;
+                    }
+                    packed
+                };
+                let even = pack(_mm512_and_si512(x, byte));
+                let odd = pack(_mm512_srli_epi16::<8>(x));
+                _mm512_or_si512(even, _mm512_slli_epi16::<8>(odd))
+            };
+            let one = _mm512_set1_epi8(1);
+            let first = _mm512_cmpge_epu8_mask(x, _mm512_set1_epi8(81));
+            let second = _mm512_cmpge_epu8_mask(x, _mm512_set1_epi8(162u8.cast_signed()));
+            let last = _mm512_maskz_mov_epi8(first, one);
+            (packed, _mm512_mask_add_epi8(last, second, last, one))
+        }}
+        add(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
+        mul(a: __m512i, b: __m512i) -> __m512i { _mm512_mullo_epi32(a, b) }
+        times_128(x: __m512i) -> __m512i { _mm512_slli_epi32::<7>(x) }
+        float(x: __m512i) -> __m512 { _mm512_cvtepi32_ps(x) }
+        splat_float(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        mul_float(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fnmadd_ps(a, b, c) }
+        prefetch(at: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    memory! {
+        load(at: *const u8) -> __m512i { _mm512_loadu_si512(at.cast()) }
+        store(x: __m512i, at: *mut u8) -> () { _mm512_storeu_si512(at.cast(), x) }
+        quad(at: *const u8) -> __m512i { _mm512_set1_epi32(at.cast::<i32>().read_unaligned()) }
+        widen_unsigned(at: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())) }
+        widen_signed(at: *const u8) -> __m512i { _mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast())) }
+        load_float(at: *const f32) -> __m512 { _mm512_loadu_ps(at) }
+        store_float(x: __m512, at: *mut f32) -> () { _mm512_storeu_ps(at, x) }
+        load_scales(at: *const u8, kind: FloatType) -> __m512 { match kind {
+            FloatType::F32 => _mm512_loadu_ps(at.cast()),
+            FloatType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+            FloatType::Bf16 => {
+                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+            }
+        } }
+    }
+
+    #[inline(always)]
+    fn dot<const MAXIMUM: u8>(self, acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_dpbusd_epi32(acc, codes, x) }
+    }
+}
+
+shells! {
+    /// The kernels of AVX-512 VNNI.
+    Avx512Vnni, Avx512<false>, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 6, [4; 6], [4, 4, 4, 2, 2, 2],
+    (1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6)(2, 1)(2, 2)(2, 3)(2, 4)(2, 5)(2, 6)
+    (3, 1)(3, 2)(3, 3)(3, 4)(3, 5)(3, 6)(4, 1)(4, 2)(4, 3)(4, 4)(4, 5)(4, 6),
+    base three (1, 1)(1, 2)(2, 1)(2, 2)(3, 1)(3, 2)(4, 1)(4, 2)
+}
+
+/// The kernels of AVX-512 VNNI, with table look-ups of VBMI for base 3.
+pub(in crate::matmul) struct Avx512Vbmi;
+
+impl Avx512Vbmi {
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn base_three<const V: usize, const M: usize>(o: &Operands<'_>, place: &Place) {
+        // SAFETY: this function's own features; the rest is the caller's promise.
+        unsafe { block::base_three::<_, V, M>(Avx512::<true>::new(), o, place) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    unsafe fn base_three_to_two(records: &Records, panel: *const u8, out: *mut u8, ahead: usize) {
+        // SAFETY: as above.
+        unsafe { block::unpack_base_three(Avx512::<true>::new(), records, panel, out, ahead) }
+    }
+}
+
+impl Level for Avx512Vbmi {
+    const ROWS: usize = Avx512Vnni::ROWS;
+    const MOST_TOKENS: usize = Avx512Vnni::MOST_TOKENS;
+    const VECTORS: &[usize] = Avx512Vnni::VECTORS;
+    const HELD: &[usize] = Avx512Vnni::HELD;
+
+    unsafe fn block(o: &Operands<'_>, place: &Place, vectors: usize, tokens: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (o.records.codes, vectors, tokens) {
+                (Codes::BaseThree, 1, 1) => Self::base_three::<1, 1>(o, place),
+                (Codes::BaseThree, 2, 1) => Self::base_three::<2, 1>(o, place),
+                (Codes::BaseThree, 3, 1) => Self::base_three::<3, 1>(o, place),
+                (Codes::BaseThree, 4, 1) => Self::base_three::<4, 1>(o, place),
+                (Codes::BaseThree, 1, 2) => Self::base_three::<1, 2>(o, place),
+                (Codes::BaseThree, 2, 2) => Self::base_three::<2, 2>(o, place),
+                (Codes::BaseThree, 3, 2) => Self::base_three::<3, 2>(o, place),
+                (Codes::BaseThree, 4, 2) => Self::base_three::<4, 2>(o, place),
+                _ => Avx512Vnni::block(o, place, vectors, tokens),
+            }
+        }
+    }
+
+    unsafe fn unpack(o: &Operands<'_>, groups: Range<usize>, out: *mut u8, ahead: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { <Avx512Vnni as Level>::unpack(o, groups, out, ahead) }
+    }
+
+    unsafe fn unpack_base_three(records: &Records, panel: *const u8, out: *mut u8, ahead: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::base_three_to_two(records, panel, out, ahead) }
+    }
+}
 
 /// Groups whose divisions share vectors.
 const BATCH: usize = 16;
-
-/// Quantises one row `x` by groups of `group`; `codes` holds whole blocks of 16 inputs.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn quantize(
-    x: &[f32],
-    group: usize,
-    precision: Precision,
-    codes: &mut [u8],
-    scales: &mut [Group],
-) {
-    match (group, precision == Precision::A8) {
-        (16, true) => quantize_row::<1, 16>(x, precision, codes, scales),
-        (16, false) => quantize_row::<1, 32>(x, precision, codes, scales),
-        (32, true) => quantize_row::<2, 16>(x, precision, codes, scales),
-        (32, false) => quantize_row::<2, 32>(x, precision, codes, scales),
-        (64, true) => quantize_row::<4, 16>(x, precision, codes, scales),
-        (64, false) => quantize_row::<4, 32>(x, precision, codes, scales),
-        (_, true) => quantize_row::<8, 16>(x, precision, codes, scales),
-        (_, false) => quantize_row::<8, 32>(x, precision, codes, scales),
-    }
-}
-
-/// Groups of `V` vectors; 16 inputs become `BYTES` of codes.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_row<const V: usize, const BYTES: usize>(
-    x: &[f32],
-    precision: Precision,
-    codes: &mut [u8],
-    scales: &mut [Group],
-) {
-    let (whole, short) = x.split_at(x.len() / (V * 16) * (V * 16));
-    let groups = whole.as_chunks().0.as_chunks::<V>().0;
-    let (blocks, short_codes) = codes.split_at_mut(groups.len() * V * BYTES);
-    let blocks = blocks.as_chunks_mut::<BYTES>().0.as_chunks_mut::<V>().0;
-    let batches = groups.chunks(BATCH).zip(blocks.chunks_mut(BATCH));
-    for ((x, codes), scales) in batches.zip(scales.chunks_mut(BATCH)) {
-        quantize_batch(x, precision, codes, scales);
-    }
-    if !short.is_empty() {
-        let (mut padded, mut padded_codes) = ([[0.0; 16]; V], [[0; BYTES]; V]);
-        padded.as_flattened_mut()[..short.len()].copy_from_slice(short);
-        quantize_batch(&[padded], precision, std::array::from_mut(&mut padded_codes), &mut scales[groups.len()..]);
-        short_codes.copy_from_slice(&padded_codes.as_flattened()[..short_codes.len()]);
-    }
-}
-
-/// At most 16 groups.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_batch<const V: usize, const BYTES: usize>(
-    x: &[[[f32; 16]; V]],
-    precision: Precision,
-    codes: &mut [[[u8; BYTES]; V]],
-    scales: &mut [Group],
-) {
-    let sign = _mm512_set1_epi32(i32::MAX);
-    let mut absmax = Lanes([0; BATCH]);
-    for (absmax, x) in absmax.0.iter_mut().zip(x) {
-        let mut max = _mm512_setzero_si512();
-        for x in x {
-            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(PAGE));
-            max = _mm512_max_epi32(max, _mm512_and_si512(_mm512_castps_si512(load(x)), sign));
-        }
-        *absmax = _mm512_reduce_max_epi32(max);
-    }
-    let (factors, steps) = factors_of(&absmax, precision);
-    for (i, ((x, codes), scale)) in x.iter().zip(codes).zip(scales).enumerate() {
-        let mut sums = _mm512_setzero_si512();
-        if factors.0[i] == 0.0 {
-            // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves.
-            codes.as_flattened_mut().fill(0);
-        } else {
-            let factor = _mm512_set1_ps(factors.0[i]);
-            for (x, codes) in x.iter().zip(codes) {
-                sums = _mm512_add_epi32(sums, store_codes(_mm512_mul_ps(load(x), factor), codes));
-            }
-        }
-        *scale = Group::new(steps.0[i], _mm512_reduce_add_epi32(sums));
-    }
-}
+/// How far ahead activations are fetched.
+const PAGE: usize = 4096;
 
 #[repr(align(64))]
-struct Lanes<T>([T; BATCH]);
+struct Batch<T>([T; BATCH]);
 
+/// Quantises one row `x` by groups.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>) {
+    let sign = _mm512_set1_epi32(i32::MAX);
+    for (batch, x) in x.chunks(BATCH * shape.group).enumerate() {
+        let mut absmax = Batch([0; BATCH]);
+        for (absmax, x) in absmax.0.iter_mut().zip(x.chunks(shape.group)) {
+            let mut max = _mm512_setzero_si512();
+            for x in x.chunks(16) {
+                _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(PAGE));
+                max = _mm512_max_epi32(max, _mm512_and_si512(_mm512_castps_si512(load(x)), sign));
+            }
+            *absmax = _mm512_reduce_max_epi32(max);
+        }
+        let (factors, steps) = factors_of(&absmax, shape.precision);
+        for (i, x) in x.chunks(shape.group).enumerate() {
+            let g = batch * BATCH + i;
+            let sum = quantize_group(x, factors.0[i], shape, g, &mut sink);
+            sink.group(g, Group::new(steps.0[i], sum));
+        }
+    }
+}
+
+/// Rounds group `g` to codes, stores them and returns their sum.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn quantize_group(x: &[f32], factor: f32, shape: Shape, g: usize, sink: &mut Sink<'_>) -> i32 {
+    let supers = sink.sub(g).is_some();
+    let (plane, two) = (g * shape.group * shape.planes(), shape.planes() == 2);
+    let second = plane + shape.plane(g);
+    let mut sums = _mm512_setzero_si512();
+    let mut parts = [[0; 16]; 2];
+    for (v, x) in x.chunks(16).enumerate() {
+        // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves. The default rounding is half to even.
+        let xq = if factor == 0.0 {
+            _mm512_setzero_si512()
+        } else {
+            _mm512_cvtps_epi32(_mm512_mul_ps(load(x), _mm512_set1_ps(factor)))
+        };
+        sums = _mm512_add_epi32(sums, xq);
+        let (high, low) = (_mm512_srai_epi32::<7>(xq), _mm512_and_si512(xq, _mm512_set1_epi32(127)));
+        sink.store(plane, 16 * v, &bytes(if two { high } else { xq }));
+        if two {
+            sink.store(second, 16 * v, &bytes(low));
+        }
+        if supers {
+            parts[0][v] = _mm512_reduce_add_epi32(if two { high } else { xq });
+            parts[1][v] = _mm512_reduce_add_epi32(low);
+        }
+    }
+    if let Some(sub) = sink.sub(g) {
+        (0..shape.planes()).for_each(|plane| sub.set(plane, &parts[plane]));
+    }
+    for first in (x.len().next_multiple_of(16)..shape.plane(g)).step_by(16) {
+        sink.store(plane, first, &[0; 16]);
+        if two {
+            sink.store(second, first, &[0; 16]);
+        }
+    }
+    _mm512_reduce_add_epi32(sums)
+}
+
+/// The low bytes of 16 lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(x: &[f32; 16]) -> __m512 {
-    // SAFETY: the array has 16 elements.
-    unsafe { _mm512_loadu_ps(x.as_ptr()) }
+fn bytes(x: __m512i) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    // SAFETY: there are 16 bytes.
+    unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)) };
+    bytes
+}
+
+/// Up to 16 floats, then zeros.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(x: &[f32]) -> __m512 {
+    let mask = if x.len() == 16 { u16::MAX } else { (1 << x.len()) - 1 };
+    // SAFETY: the mask covers the elements of the slice.
+    unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) }
 }
 
 /// `input::factors` of 16 groups.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn factors_of(absmax: &Lanes<i32>, precision: Precision) -> (Lanes<f32>, Lanes<f32>) {
+fn factors_of(absmax: &Batch<i32>, precision: Precision) -> (Batch<f32>, Batch<f32>) {
     let levels = _mm512_set1_ps(levels(precision));
     let infinity = _mm512_set1_epi32(f32::INFINITY.to_bits() as i32);
     // SAFETY: the arrays have 16 elements and are aligned.
@@ -127,308 +312,9 @@ fn factors_of(absmax: &Lanes<i32>, precision: Precision) -> (Lanes<f32>, Lanes<f
         let usable = finite & _mm512_cmplt_epi32_mask(_mm512_castps_si512(inverse), infinity);
         let scale = _mm512_maskz_div_ps(usable, absmax, levels);
         let scale = _mm512_mask_blend_ps(finite, _mm512_set1_ps(f32::NAN), scale);
-        let (mut factors, mut scales) = (Lanes([0.0; BATCH]), Lanes([0.0; BATCH]));
+        let (mut factors, mut scales) = (Batch([0.0; BATCH]), Batch([0.0; BATCH]));
         _mm512_store_ps(factors.0.as_mut_ptr(), _mm512_maskz_mov_ps(usable, inverse));
         _mm512_store_ps(scales.0.as_mut_ptr(), scale);
         (factors, scales)
-    }
-}
-
-/// Rounds 16 activations to codes and stores them.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn store_codes<const BYTES: usize>(x: __m512, codes: &mut [u8; BYTES]) -> __m512i {
-    // The default rounding mode is half to even.
-    let xq = _mm512_cvtps_epi32(x);
-    // SAFETY: there are 16 or 32 bytes.
-    unsafe {
-        if BYTES == 16 {
-            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(xq));
-        } else {
-            let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32::<7>(xq));
-            let low = _mm512_cvtepi32_epi8(_mm512_and_si512(xq, _mm512_set1_epi32(127)));
-            _mm_storeu_si128(codes.as_mut_ptr().cast(), _mm_unpacklo_epi32(high, low));
-            _mm_storeu_si128(codes.as_mut_ptr().add(16).cast(), _mm_unpackhi_epi32(high, low));
-        }
-    }
-    xq
-}
-
-const SYMMETRIC: u8 = 0;
-const ZERO_POINT: u8 = 1;
-const MINIMUM: u8 = 2;
-
-/// Up to this many tokens a panel is streamed from memory once; more tokens make arithmetic the limit.
-const STREAM: usize = 16;
-/// Inputs of the span of groups that all tokens of a stream pass while the next span is on its way.
-const STREAM_SPAN: usize = 256;
-/// The same for many tokens, whose codes stay in the first-level cache.
-const SPAN: usize = 768;
-/// How far ahead of a single block its codes are fetched: one page.
-const PAGE: usize = 4096;
-
-/// One panel, the quantised rows and the outputs; pointers and the strides between their elements.
-struct Operands<'a> {
-    records: &'a Records,
-    panel: *const u8,
-    record_bytes: usize,
-    codes: *const u8,
-    stride: usize,
-    groups: *const Group,
-    y: *mut f32,
-    width: usize,
-}
-
-/// `y += x · Wᵀ` for `tiles` of one panel and the rows `tokens` of `plane`; `y: (tokens, tiles * 16)`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn integer(
-    records: &Records,
-    panel: &[u8],
-    tiles: Range<usize>,
-    plane: &Plane,
-    tokens: Range<usize>,
-    y: &mut [f32],
-) {
-    let width = tiles.len() * TILE;
-    let last = records.groups - 1;
-    assert!(tiles.end <= records.tiles && plane.groups == records.groups, "tiles and groups of a panel");
-    assert!(panel.len() >= records.start(last) + records.bytes(last), "bytes of a panel");
-    assert!(tokens.end * plane.stride <= plane.codes().len() && tokens.end * plane.groups <= plane.scales.len());
-    assert_eq!(y.len(), tokens.len() * width, "outputs of a panel");
-    let operands = Operands {
-        records,
-        panel: panel[tiles.start * CELL..].as_ptr(),
-        record_bytes: records.start(1),
-        codes: plane.codes()[tokens.start * plane.stride..].as_ptr(),
-        stride: plane.stride,
-        groups: plane.scales[tokens.start * plane.groups..].as_ptr(),
-        y: y.as_mut_ptr(),
-        width,
-    };
-    let (o, t, m) = (&operands, tiles.clone(), tokens.len());
-    // SAFETY: the asserts above cover every address that a panel, its tiles and the tokens give.
-    unsafe {
-        match (records.bits, plane.precision, records.offset) {
-            (Bits::Four, Precision::A8, Offset::Symmetric) => blocks::<true, 1, SYMMETRIC>(o, t, m),
-            (Bits::Four, Precision::A8, Offset::ZeroPoint) => blocks::<true, 1, ZERO_POINT>(o, t, m),
-            (Bits::Four, Precision::A8, Offset::Minimum) => blocks::<true, 1, MINIMUM>(o, t, m),
-            (Bits::Four, _, Offset::Symmetric) => blocks::<true, 2, SYMMETRIC>(o, t, m),
-            (Bits::Four, _, Offset::ZeroPoint) => blocks::<true, 2, ZERO_POINT>(o, t, m),
-            (Bits::Four, _, Offset::Minimum) => blocks::<true, 2, MINIMUM>(o, t, m),
-            (Bits::Eight, Precision::A8, Offset::Symmetric) => blocks::<false, 1, SYMMETRIC>(o, t, m),
-            (Bits::Eight, Precision::A8, Offset::ZeroPoint) => blocks::<false, 1, ZERO_POINT>(o, t, m),
-            (Bits::Eight, Precision::A8, Offset::Minimum) => blocks::<false, 1, MINIMUM>(o, t, m),
-            (Bits::Eight, _, Offset::Symmetric) => blocks::<false, 2, SYMMETRIC>(o, t, m),
-            (Bits::Eight, _, Offset::ZeroPoint) => blocks::<false, 2, ZERO_POINT>(o, t, m),
-            (Bits::Eight, _, Offset::Minimum) => blocks::<false, 2, MINIMUM>(o, t, m),
-        }
-    }
-}
-
-/// Cuts (groups, tiles, tokens) into blocks whose sums fit the registers: 4 tiles wide while streaming, else 2.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn blocks<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
-    o: &Operands<'_>,
-    tiles: Range<usize>,
-    tokens: usize,
-) {
-    let groups = o.records.groups;
-    let stream = tokens <= STREAM;
-    let (most_tiles, most_tokens) = match (stream && tiles.len() == 4, PLANES) {
-        (true, _) => (4, 4 / PLANES),
-        (false, 1) => (2, 6),
-        (false, _) => (2, 4),
-    };
-    let single = tiles.len() <= most_tiles && tokens <= most_tokens;
-    let inputs = if stream { STREAM_SPAN } else { SPAN };
-    let span = if single { groups } else { (inputs / (o.records.steps * STEP)).max(1) };
-    for first in (0..groups).step_by(span) {
-        let groups = first..(first + span).min(groups);
-        for tile in (0..tiles.len()).step_by(most_tiles) {
-            for token in (0..tokens).step_by(most_tokens) {
-                let (t, m) = ((tiles.len() - tile).min(most_tiles), (tokens - token).min(most_tokens));
-                let ahead = match (stream && token == 0, single) {
-                    (true, true) => PAGE,
-                    (true, false) => span * o.record_bytes,
-                    (false, _) => 0,
-                };
-                // SAFETY: the block lies inside the operands that the caller vouches for.
-                unsafe { run::<FOUR, PLANES, OFFSET>(o, groups.clone(), tiles.start, tile, t, token, m, ahead) };
-            }
-        }
-    }
-}
-
-/// Chooses the instance for `t` tiles from the `tile`-th, and `m` tokens from `token`; see `block`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn run<const FOUR: bool, const PLANES: usize, const OFFSET: u8>(
-    o: &Operands<'_>,
-    g: Range<usize>,
-    start: usize,
-    tile: usize,
-    t: usize,
-    token: usize,
-    m: usize,
-    ahead: usize,
-) {
-    // SAFETY: as for `blocks`.
-    unsafe {
-        match (t, m) {
-            (4, 1) => block::<FOUR, PLANES, OFFSET, 4, 1>(o, g, start, tile, token, ahead),
-            (4, 2) => block::<FOUR, PLANES, OFFSET, 4, 2>(o, g, start, tile, token, ahead),
-            (4, 3) => block::<FOUR, PLANES, OFFSET, 4, 3>(o, g, start, tile, token, ahead),
-            (4, 4) => block::<FOUR, PLANES, OFFSET, 4, 4>(o, g, start, tile, token, ahead),
-            (2, 1) => block::<FOUR, PLANES, OFFSET, 2, 1>(o, g, start, tile, token, ahead),
-            (2, 2) => block::<FOUR, PLANES, OFFSET, 2, 2>(o, g, start, tile, token, ahead),
-            (2, 3) => block::<FOUR, PLANES, OFFSET, 2, 3>(o, g, start, tile, token, ahead),
-            (2, 4) => block::<FOUR, PLANES, OFFSET, 2, 4>(o, g, start, tile, token, ahead),
-            (2, 5) => block::<FOUR, PLANES, OFFSET, 2, 5>(o, g, start, tile, token, ahead),
-            (2, 6) => block::<FOUR, PLANES, OFFSET, 2, 6>(o, g, start, tile, token, ahead),
-            (1, 1) => block::<FOUR, PLANES, OFFSET, 1, 1>(o, g, start, tile, token, ahead),
-            (1, 2) => block::<FOUR, PLANES, OFFSET, 1, 2>(o, g, start, tile, token, ahead),
-            (1, 3) => block::<FOUR, PLANES, OFFSET, 1, 3>(o, g, start, tile, token, ahead),
-            (1, 4) => block::<FOUR, PLANES, OFFSET, 1, 4>(o, g, start, tile, token, ahead),
-            (1, 5) => block::<FOUR, PLANES, OFFSET, 1, 5>(o, g, start, tile, token, ahead),
-            (1, 6) => block::<FOUR, PLANES, OFFSET, 1, 6>(o, g, start, tile, token, ahead),
-            _ => unreachable!("a block of {t} tiles and {m} tokens"),
-        }
-    }
-}
-
-/// `T` tiles × `M` tokens over the groups `g`, sums in registers. The panel pointer stands at tile `start`; codes are
-/// fetched `ahead` bytes ahead.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block<const FOUR: bool, const PLANES: usize, const OFFSET: u8, const T: usize, const M: usize>(
-    o: &Operands<'_>,
-    g: Range<usize>,
-    start: usize,
-    tile: usize,
-    token: usize,
-    ahead: usize,
-) {
-    let records = o.records;
-    let cells = records.tiles * CELL;
-    let nibble = _mm512_set1_epi8(15);
-    // SAFETY: the caller vouches for every tile, token and group; a record holds `steps` steps of each tile, then the
-    // scales and offsets of its rows; a row of x holds a block of activations for each step.
-    unsafe {
-        let y = o.y.add(token * o.width + tile * TILE);
-        let mut sums = [[_mm512_setzero_ps(); T]; M];
-        for m in 0..M {
-            for t in 0..T {
-                sums[m][t] = _mm512_loadu_ps(y.add(m * o.width + t * TILE));
-            }
-        }
-        for g in g {
-            let steps = records.steps(g);
-            let record = o.panel.add(g * o.record_bytes);
-            let groups = o.groups.add(token * records.groups + g);
-            let mut acc = [[[_mm512_setzero_si512(); PLANES]; T]; M];
-            if OFFSET == SYMMETRIC {
-                for m in 0..M {
-                    let eight = _mm512_set1_epi32((*groups.add(m * records.groups)).minus_eight_sums);
-                    let bias = if FOUR { eight } else { _mm512_slli_epi32::<4>(eight) };
-                    for t in 0..T {
-                        acc[m][t][PLANES - 1] = bias;
-                    }
-                }
-            }
-            let mut w = record.add(tile * CELL);
-            let mut x = o.codes.add(token * o.stride + g * records.steps * STEP * PLANES);
-            for _ in 0..steps {
-                let mut low = [_mm512_setzero_si512(); T];
-                let mut high = [_mm512_setzero_si512(); T];
-                for t in 0..T {
-                    let at = w.add(t * CELL);
-                    if T == 4 || M * PLANES <= 4 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(ahead).cast());
-                    }
-                    let codes = _mm512_loadu_si512(at.cast());
-                    if FOUR {
-                        low[t] = _mm512_and_si512(codes, nibble);
-                        high[t] = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), nibble);
-                    } else {
-                        low[t] = codes;
-                        high[t] = _mm512_loadu_si512(at.add(cells).cast());
-                        if T == 4 || M * PLANES <= 4 {
-                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(cells + ahead).cast());
-                        }
-                    }
-                }
-                for m in 0..M {
-                    for plane in 0..PLANES {
-                        let x = x.add(m * o.stride + plane * 4);
-                        let first = four(x);
-                        for t in 0..T {
-                            acc[m][t][plane] = _mm512_dpbusd_epi32(acc[m][t][plane], low[t], first);
-                        }
-                        let second = four(x.add(4 * PLANES));
-                        for t in 0..T {
-                            acc[m][t][plane] = _mm512_dpbusd_epi32(acc[m][t][plane], high[t], second);
-                        }
-                    }
-                }
-                w = w.add(if FOUR { cells } else { 2 * cells });
-                x = x.add(STEP * PLANES);
-            }
-            let rows = (start + tile) * TILE;
-            // `record` stands at tile `start`; the scales are counted from the record's own beginning.
-            let scales = record.sub(start * CELL).add(records.scales(steps) + rows * records.scale.bytes());
-            let offsets = record.sub(start * CELL).add(records.offsets(steps) + rows * records.offset_bytes());
-            for t in 0..T {
-                let scale = floats(scales, records.scale, t);
-                let minimum = if OFFSET == MINIMUM { floats(offsets, records.scale, t) } else { _mm512_setzero_ps() };
-                let zero = if OFFSET == ZERO_POINT {
-                    _mm512_cvtepu8_epi32(_mm_loadu_si128(offsets.add(t * TILE).cast()))
-                } else {
-                    _mm512_setzero_si512()
-                };
-                for m in 0..M {
-                    let group = &*groups.add(m * records.groups);
-                    let mut sum = acc[m][t][PLANES - 1];
-                    if PLANES == 2 {
-                        sum = _mm512_add_epi32(_mm512_slli_epi32::<7>(acc[m][t][0]), sum);
-                    }
-                    if OFFSET == ZERO_POINT {
-                        sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, _mm512_set1_epi32(group.sum)));
-                    }
-                    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(group.scale));
-                    sums[m][t] = _mm512_fmadd_ps(scaled, scale, sums[m][t]);
-                    if OFFSET == MINIMUM {
-                        sums[m][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(group.moment), sums[m][t]);
-                    }
-                }
-            }
-        }
-        for m in 0..M {
-            for t in 0..T {
-                _mm512_storeu_ps(y.add(m * o.width + t * TILE), sums[m][t]);
-            }
-        }
-    }
-}
-
-/// 4 bytes of activations in every lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn four(x: *const u8) -> __m512i {
-    // SAFETY: the caller has 4 bytes there.
-    _mm512_set1_epi32(i32::from_ne_bytes(unsafe { x.cast::<[u8; 4]>().read() }))
-}
-
-/// The `t`-th 16 floats of type `kind`, widened.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn floats(start: *const u8, kind: FloatType, t: usize) -> __m512 {
-    // SAFETY: the caller has 16 elements there.
-    unsafe {
-        match kind {
-            FloatType::F32 => _mm512_loadu_ps(start.add(t * 64).cast()),
-            FloatType::F16 => _mm512_cvtph_ps(_mm256_loadu_si256(start.add(t * 32).cast())),
-            FloatType::Bf16 => {
-                let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(start.add(t * 32).cast()));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-            }
-        }
     }
 }
