@@ -14,6 +14,7 @@ import pytest
 import torch
 
 FORMATS = [("int4", 32, True), ("int4", 128, False), ("int8", 16, True), ("int8", 64, False), ("bf16", 128, True)]
+OTHERS = [(name, 32, True) for name in ("f32", "f16", "ternary", "mxfp4", "nf4", "iq4_nl")]
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 # One rounding to the type, and the rounding of activations to 15 bits.
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-3, torch.float16: 2e-3}
@@ -143,7 +144,7 @@ def test_wrong_weights_are_errors() -> None:
         ft.quantize(w)
 
 
-@pytest.mark.parametrize(("name", "group", "symmetric"), [*FORMATS, ("f32", 128, True), ("f16", 128, True)])
+@pytest.mark.parametrize(("name", "group", "symmetric"), [*FORMATS, *OTHERS])
 def test_copies_and_pickles_are_the_same_matrix(name: str, group: int, symmetric: bool) -> None:
     matrix = ft.quantize(weights(), name, group=group, symmetric=symmetric, activations="auto")
     assert copy.deepcopy(matrix) is matrix

@@ -10,6 +10,8 @@ from .sampling import integer
 
 __all__ = ["PackedMatrix", "quantize", "restore", "state"]
 
+_FLOATS = ("f32", "f16", "bf16")
+
 
 def quantize(
     w: Any, weights: str = "int4", *, group: int = 128, symmetric: bool = True, activations: str = "auto"
@@ -61,12 +63,12 @@ def pack(w: Any, weights: str, group: int, symmetric: bool, activations: str, ro
 def state(matrix: PackedMatrix) -> dict[str, Any]:
     """Everything a matrix is made of, as arrays and words: what `restore` takes and pickles hold.
 
-    Integer formats give ``codes`` (N, K) uint8 (two to a byte when they have 4 bits, the even input in the low half),
-    ``scales`` and ``minima`` (N, groups) float16, row-major; float formats give ``values`` (N, K) float32.
+    ``codes`` are uint8, row by row, as many to a byte as it holds and the first in its lowest bits; ``scales`` and
+    ``minima`` (N, groups) float16 or float32; float formats give ``values`` (N, K) float32 instead.
     """
     weights, group, symmetric = matrix.arguments
     words = {"weights": weights, "activations": matrix.activations}
-    if group == 0:
+    if weights in _FLOATS:
         return words | {"values": matrix.dequantize()}
     codes, scales, minima = matrix.parts()
     arrays = {"codes": codes, "scales": scales, "minima": minima}
