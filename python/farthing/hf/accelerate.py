@@ -58,6 +58,9 @@ def accelerate(
     and gated networks of known form are computed in one call each. The originals are kept, so memory grows by the
     packed bytes; call `restore` before the model is saved, cast or trained.
 
+    Between its operators PyTorch's own threads spin, in the way of ours: where prompts are long, start Python with
+    ``OMP_WAIT_POLICY=PASSIVE``, or call ``torch.set_num_threads(1)``.
+
     Args:
         model: any model on the CPU, of transformers or not.
         weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16``.
