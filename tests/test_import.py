@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 # Everything a user touches before a model is loaded.
-TOUCH = "import farthing; farthing.LLM; farthing.SamplingParams; farthing.FormatError"
+TOUCH = "import farthing; farthing.LLM; farthing.SamplingParams; farthing.FormatError; farthing.quantize"
 
 
 def python(script: str) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "Ledger",
     "Llm",
     "MatrixReport",
+    "PackedMatrix",
     "Plan",
     "Sampling",
     "Stream",
@@ -21,9 +22,14 @@ __all__ = [
     "available_isas",
     "cost",
     "default_threads",
+    "from_parts",
     "isa",
+    "matmul_gated",
+    "matmul_together",
     "plan",
     "probe_limits",
+    "quantize",
+    "rms_norm",
     "self_tests",
 ]
 
@@ -42,6 +48,42 @@ def cost(
     cpu_hour: float,
 ) -> float: ...
 def plan(path: str | PathLike[str], *, weights: str, activations: str, kv: str) -> Plan: ...
+def quantize(
+    w: Any, weights: str, *, group: int, symmetric: bool, activations: str, role: str | None
+) -> PackedMatrix: ...
+def from_parts(
+    codes: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.floating[Any]],
+    minima: npt.NDArray[np.floating[Any]],
+    *,
+    weights: str,
+    group: int,
+    symmetric: bool,
+    activations: str,
+    columns: int,
+) -> PackedMatrix: ...
+def matmul_together(x: Any, matrices: Sequence[PackedMatrix], biases: Sequence[Any]) -> list[Any]: ...
+def matmul_gated(x: Any, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix, activation: str) -> Any: ...
+def rms_norm(x: Any, weight: Any, eps: float) -> Any: ...
+
+@final
+class PackedMatrix:
+    def matmul(self, x: Any, bias: Any = None) -> Any: ...
+    def dequantize(self) -> npt.NDArray[np.float32]: ...
+    def parts(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[Any]]: ...
+    def __copy__(self) -> PackedMatrix: ...
+    def __deepcopy__(self, _memo: Any) -> PackedMatrix: ...
+    def __reduce__(self) -> tuple[Any, tuple[Any]]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def activations(self) -> str: ...
+    @property
+    def arguments(self) -> tuple[str, int, bool]: ...
 
 @final
 class Sampling:

@@ -10,6 +10,8 @@ from .sampling import integer
 
 __all__ = ["PackedMatrix", "quantize", "restore", "state"]
 
+_FLOATS = ("f32", "f16", "bf16")
+
 
 def quantize(
     w: Any, weights: str = "int4", *, group: int = 128, symmetric: bool = True, activations: str = "auto"
@@ -23,8 +25,8 @@ def quantize(
         weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16``.
         group: inputs that share a scale, 16, 32, 64 or 128; float weights have none.
         symmetric: a scale for each group; if false, a scale and a minimum.
-        activations: what the weights are multiplied with: ``a8``, ``a16`` (8 or 15 bits, a scale per group), ``f32``, or
-            ``auto``, which is ``a16``, and ``f32`` for float weights.
+        activations: what the weights are multiplied with: ``a8``, ``a16`` (8 or 15 bits, a scale per group), ``f32``,
+            or ``auto``, which is ``a16``, and ``f32`` for float weights.
 
     Returns:
         A matrix that has ``matmul(x)``, ``dequantize()``, ``nbytes``, ``shape``, ``format`` and ``activations``.
@@ -47,9 +49,7 @@ def quantize(
     return pack(w, weights, group, symmetric, activations)
 
 
-def pack(
-    w: Any, weights: str, group: int, symmetric: bool, activations: str, role: str | None = None
-) -> PackedMatrix:
+def pack(w: Any, weights: str, group: int, symmetric: bool, activations: str, role: str | None = None) -> PackedMatrix:
     """`quantize` for a matrix of a known role, such as ``attention_output``, which ``auto`` looks at."""
     for name, word in {"weights": weights, "activations": activations}.items():
         if not isinstance(word, str):
@@ -63,12 +63,12 @@ def pack(
 def state(matrix: PackedMatrix) -> dict[str, Any]:
     """Everything a matrix is made of, as arrays and words: what `restore` takes and pickles hold.
 
-    Integer formats give ``codes`` (N, K) uint8 (two to a byte when they have 4 bits, the even input in the low half),
-    ``scales`` and ``minima`` (N, groups) float16, row-major; float formats give ``values`` (N, K) float32.
+    ``codes`` are uint8, row by row, as many to a byte as it holds and the first in its lowest bits; ``scales`` and
+    ``minima`` (N, groups) float16 or float32; float formats give ``values`` (N, K) float32 instead.
     """
     weights, group, symmetric = matrix.arguments
     words = {"weights": weights, "activations": matrix.activations}
-    if group == 0:
+    if weights in _FLOATS:
         return words | {"values": matrix.dequantize()}
     codes, scales, minima = matrix.parts()
     arrays = {"codes": codes, "scales": scales, "minima": minima}

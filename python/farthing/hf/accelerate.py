@@ -54,17 +54,20 @@ def accelerate(
 ) -> Report:
     """Replaces the linear layers of a model by packed ones, in place.
 
-    Weights are fixed from then on; the embedding stays as it is, also where it is tied to a head that is packed. Norms and
-    gated networks of known form are computed in one call each. The originals are kept, so memory grows by the packed
-    bytes; call `restore` before the model is saved, cast or trained.
+    Weights are fixed from then on; the embedding stays as it is, also where it is tied to a head that is packed. Norms
+    and gated networks of known form are computed in one call each. The originals are kept, so memory grows by the
+    packed bytes; call `restore` before the model is saved, cast or trained.
+
+    Between its operators PyTorch's own threads spin, in the way of ours: where prompts are long, start Python with
+    ``OMP_WAIT_POLICY=PASSIVE``, or call ``torch.set_num_threads(1)``.
 
     Args:
         model: any model on the CPU, of transformers or not.
         weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16``.
         group: inputs that share a scale, 16, 32, 64 or 128.
         symmetric: a scale for each group; if false, a scale and a minimum.
-        activations: precision of what the weights meet: ``a8``, ``a16``, ``f32``, or ``auto``, the engine's rule (8 bits
-            behind attention, 15 everywhere else).
+        activations: precision of what the weights meet: ``a8``, ``a16``, ``f32``, or ``auto``, the engine's rule (8
+            bits behind attention, 15 everywhere else).
 
     Returns:
         What was packed, and what was left alone and why.
@@ -107,7 +110,7 @@ def accelerate(
                 continue
             if id(module) not in made:
                 made[id(module)] = _packed(name, module, weights, group, symmetric, activations)
-                report.bytes_before += module.weight.nbytes  # type: ignore[operator]
+                report.bytes_before += module.weight.nbytes
                 report.bytes_after += made[id(module)].matrix.nbytes
             layer = made[id(module)]
             report.packed[name] = f"{layer.matrix.format}, {layer.matrix.activations}"
@@ -119,10 +122,11 @@ def accelerate(
                 put(name, RMSNorm(module))
                 report.fused["norms in one call"] += 1
             elif activation := gated_activation(module):
-                put(name, GatedMLP(module, activation))
+                gate, up, down = (getattr(module, f"{which}_proj") for which in ("gate", "up", "down"))
+                put(name, GatedMLP(gate, up, down, activation))
                 report.fused["gated networks in one call"] += 1
             elif shares_input(module):
-                layers: list[Linear] = [getattr(module, f"{which}_proj") for which in "qkv"]
+                layers = [getattr(module, f"{which}_proj") for which in "qkv"]
                 for which, layer in zip("qkv", share_input(layers), strict=True):
                     put(f"{name}.{which}_proj", layer)
                 report.fused["queries, keys and values in one call"] += 1

@@ -73,10 +73,12 @@ def shares_input(module: nn.Module) -> bool:
 class RMSNorm(nn.Module):
     """The norm of Llama, rounded to the type of its input once, at the end."""
 
+    weight: nn.Parameter
+
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
-        self.weight = original.weight
-        self.variance_epsilon: float = original.variance_epsilon  # type: ignore[assignment]
+        self.register_parameter("weight", original._parameters["weight"])
+        self.variance_epsilon = float(original.__dict__["variance_epsilon"])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x``: (..., K); the result has the same shape and type."""
@@ -84,26 +86,32 @@ class RMSNorm(nn.Module):
         if needs_operator(x, weight):
             wide = F.rms_norm(x.float(), x.shape[-1:], None, self.variance_epsilon)
             return (wide * self.weight.float()).to(x.dtype)
-        return rms_norm(x, weight, self.variance_epsilon)  # type: ignore[no-any-return]
+        y: torch.Tensor = rms_norm(x, weight, self.variance_epsilon)
+        return y
 
 
 class GatedMLP(nn.Module):
     """``down(activation(gate(x)) * up(x))`` of packed layers, rounded to the type of its input once, at the end."""
 
-    def __init__(self, original: nn.Module, activation: str) -> None:
+    gate_proj: Linear
+    up_proj: Linear
+    down_proj: Linear
+
+    def __init__(self, gate: Linear, up: Linear, down: Linear, activation: str) -> None:
         super().__init__()
-        self.gate_proj = original.gate_proj
-        self.up_proj = original.up_proj
-        self.down_proj = original.down_proj
+        self.gate_proj = gate
+        self.up_proj = up
+        self.down_proj = down
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x``: (..., K); the result has the same shape and type."""
-        modules = self._modules
-        gate, up, down = modules["gate_proj"], modules["up_proj"], modules["down_proj"]
+        gate, up, down = self.gate_proj, self.up_proj, self.down_proj
         if needs_operator(x, None):
-            return down(_FUNCTIONS[self.activation](gate(x)) * up(x))  # type: ignore[no-any-return, misc]
-        return matmul_gated(x, gate.packed, up.packed, down.packed, self.activation)  # type: ignore[no-any-return, union-attr]
+            y: torch.Tensor = down(_FUNCTIONS[self.activation](gate(x)) * up(x))
+        else:
+            y = matmul_gated(x, gate.matrix, up.matrix, down.matrix, self.activation)
+        return y
 
     def extra_repr(self) -> str:
         """The activation, for `print`."""
@@ -113,8 +121,8 @@ class GatedMLP(nn.Module):
 class SharedLinear(Linear):
     """A packed layer that is called in turn with others on the same input: the first call computes all of them.
 
-    What a later layer finds ready is used only if its input is the very tensor of the first call, unchanged; anything else
-    is computed alone, so sharing never changes a result.
+    What a later layer finds ready is used only if its input is the very tensor of the first call, unchanged; anything
+    else is computed alone, so sharing never changes a result.
     """
 
     group: SharedInput
@@ -130,32 +138,31 @@ class SharedInput:
     """The products of some layers with one input."""
 
     def __init__(self, layers: list[SharedLinear]) -> None:
-        self.layers = layers
-        self._ready: tuple[torch.Tensor, int, list[torch.Tensor | None]] | None = None
+        self._layers = layers
+        self._ready: tuple[torch.Tensor, int, list[torch.Tensor]] | None = None
 
     def product(self, layer: SharedLinear, x: torch.Tensor) -> torch.Tensor:
         """The output of ``layer`` for ``x``."""
         version = -1 if x.is_inference() else x._version
-        layers = self.layers
+        layers = self._layers
         if layer is layers[0]:
-            matrices = [layer.packed for layer in layers]
-            ready = matmul_together(x, matrices, [layer._parameters["bias"] for layer in layers])
-            self._ready = (x, version, ready)
-            return ready[0]  # type: ignore[no-any-return]
-        index, held = layers.index(layer), self._ready
-        if held is None or held[0] is not x or held[1] != version:
-            return layer.matrix.matmul(x, layer._parameters["bias"])  # type: ignore[no-any-return]
+            matrices = [layer.matrix for layer in layers]
+            made = matmul_together(x, matrices, [layer._parameters["bias"] for layer in layers])
+            self._ready = (x, version, made)
+            return made[0]  # type: ignore[no-any-return]
+        ready = self._ready
+        if ready is None or ready[0] is not x or ready[1] != version:
+            y: torch.Tensor = layer.matrix.matmul(x, layer._parameters["bias"])
+            return y
         if layer is layers[-1]:
             self._ready = None
-        y = held[2][index]
-        assert y is not None
-        return y
+        return ready[2][layers.index(layer)]
 
 
 def share_input(layers: list[Linear]) -> list[SharedLinear]:
     """The same layers, computed together when the first is called."""
     shared = [SharedLinear.from_packed(layer.matrix, layer.bias) for layer in layers]
-    group = SharedInput(shared)  # type: ignore[arg-type]
+    group = SharedInput(shared)
     for layer in shared:
-        layer.group = group  # type: ignore[attr-defined]
-    return shared  # type: ignore[return-value]
+        layer.group = group
+    return shared

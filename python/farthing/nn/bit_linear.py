@@ -19,7 +19,8 @@ class BitLinear(nn.Linear):
 
     The master weights stay real: gradients pass through both roundings unchanged (straight-through), so any optimiser
     trains it. It is the function of transformers' ``AutoBitLinear`` in online mode. In evaluation without gradients the
-    product is one of integers on packed weights, made at the first call and again after the weights change.
+    product is one of integers on packed weights, made at the first call and again after the weights change (a token
+    whose inputs are all below 1e-5 is then rounded more finely).
 
     Example:
         >>> import torch, farthing.nn
@@ -32,54 +33,45 @@ class BitLinear(nn.Linear):
         torch.Size([3, 32])
     """
 
-    _packed: tuple[tuple[int, int], PackedMatrix, float] | None = None
+    _packed: tuple[tuple[int, int], PackedMatrix] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x``: (..., K); the result: (..., N), of the same type."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
-            return F.linear(_straight_through(x, _rounded(x)), _straight_through(self.weight, self._ternary()), self.bias)
-        matrix, scale = self._codes()
-        codes, step = _codes_of(x.float())
-        y = matrix.matmul(codes) * (step.reciprocal() * scale)
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+            weight = _straight_through(self.weight, self._ternary())
+            return F.linear(_straight_through(x, _rounded(x)), weight, self.bias)
+        y: torch.Tensor = self._matrix().matmul(x, self.bias)
+        return y
 
     def _ternary(self) -> torch.Tensor:
         weight = self.weight.detach().float()
         inverse = 1.0 / weight.abs().mean().clamp_(min=_SMALLEST)
         return ((weight * inverse).round_().clamp_(-1, 1) / inverse).to(self.weight.dtype)
 
-    def _codes(self) -> tuple[PackedMatrix, float]:
-        """Packed ternary codes and what one of them is worth."""
-        weight = self.weight.detach()
+    def _matrix(self) -> PackedMatrix:
+        weight = self.weight
         version = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._packed is None or self._packed[0] != version:
-            inverse = 1.0 / weight.float().abs().mean().clamp_(min=_SMALLEST)
-            codes = (weight.float() * inverse).round_().clamp_(-1, 1)
-            self._packed = (version, pack(codes, "bf16", 128, True, "f32"), float(1.0 / inverse))
-        return self._packed[1:]
-
-
-def _codes_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers in [-128, 127] and how many of them make one, for each token of ``x``."""
-    step = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
-    return (x * step).round_().clamp_(-128, 127), step
+            self._packed = (version, pack(self._ternary(), "ternary", 128, True, "a8"))
+        return self._packed[1]
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
-    codes, step = _codes_of(x.detach().float())
-    return (codes / step).to(x.dtype)
+    wide = x.detach().float()
+    step = 127.0 / wide.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+    return ((wide * step).round_().clamp_(-128, 127) / step).to(x.dtype)
 
 
 def _straight_through(real: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
     """The value of ``rounded`` with the gradient of ``real``."""
-    return _StraightThrough.apply(real, rounded)  # type: ignore[no-any-return, no-untyped-call]
+    return _StraightThrough.apply(real, rounded)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: object, real: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:  # noqa: ARG004 - torch's signature
+    def forward(ctx: object, real: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
         return rounded
 
     @staticmethod
-    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]  # noqa: ARG004
+    def backward(ctx: object, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # noqa: ARG004
         return gradient, None

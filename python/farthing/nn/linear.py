@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,6 +17,10 @@ __all__ = ["Linear", "needs_operator"]
 # What a saved layer consists of beside its bias: `state` of its matrix, the words as JSON in bytes.
 _ARRAYS = ("codes", "scales", "minima", "values")
 _WORDS = "words"
+_NO_WEIGHTS = "Linear: got no weights yet, expected load_state_dict first (or from_linear)"
+
+
+Layer = TypeVar("Layer", bound="Linear")
 
 
 def needs_operator(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -55,6 +59,8 @@ class Linear(nn.Module):
         True
     """
 
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_features: int,
@@ -88,12 +94,14 @@ class Linear(nn.Module):
         return cls.from_packed(pack(linear.weight, weights, group, symmetric, activations), linear.bias)
 
     @classmethod
-    def from_packed(cls, matrix: PackedMatrix, bias: nn.Parameter | None = None) -> Linear:
+    def from_packed(cls: type[Layer], matrix: PackedMatrix, bias: nn.Parameter | None = None) -> Layer:
         """A layer around a matrix that is packed already."""
         weights, group, symmetric = matrix.arguments
         outputs, inputs = matrix.shape
-        options = {"group": group or 128, "symmetric": symmetric, "activations": matrix.activations}
-        layer = cls(inputs, outputs, False, weights=weights, **options)
+        precision = matrix.activations
+        layer = cls(
+            inputs, outputs, False, weights=weights, group=group or 128, symmetric=symmetric, activations=precision
+        )
         layer.bias = bias
         layer._hold(matrix)
         return layer
@@ -106,8 +114,12 @@ class Linear(nn.Module):
         """``x``: (..., K); the result: (..., N), of the same type."""
         bias = self._parameters["bias"]
         if needs_operator(x, bias):
-            return linear(x, bias, self._number, self.out_features)
-        return self.matrix.matmul(x, bias)  # type: ignore[no-any-return]
+            if self._number == 0:
+                raise RuntimeError(_NO_WEIGHTS)
+            y: torch.Tensor = linear(x, bias, self._number, self.out_features)
+        else:
+            y = self.matrix.matmul(x, bias)
+        return y
 
     @property
     def matrix(self) -> PackedMatrix:
@@ -117,7 +129,7 @@ class Linear(nn.Module):
             RuntimeError: there are none yet.
         """
         if self.packed is None:
-            raise RuntimeError("Linear: got no weights yet, expected load_state_dict first (or from_linear)")
+            raise RuntimeError(_NO_WEIGHTS)
         return self.packed
 
     @property
@@ -174,6 +186,6 @@ class Linear(nn.Module):
         self._hold(matrix)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.packed is not None:
             self._number = number_of(self.packed)

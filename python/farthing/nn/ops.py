@@ -4,6 +4,7 @@ A packed matrix is no tensor, so an operator is given its number. A plain call o
 some microseconds; modules take the operator only where it is needed.
 """
 
+# ruff: noqa: ARG001 - torch says what these functions are called with
 from __future__ import annotations
 
 from itertools import count
@@ -30,7 +31,8 @@ def number_of(matrix: PackedMatrix) -> int:
 @torch.library.custom_op("farthing::linear", mutates_args=())
 def linear(x: torch.Tensor, bias: torch.Tensor | None, matrix: int, outputs: int) -> torch.Tensor:
     """``x · Wᵀ + bias``: (..., K) to (..., ``outputs``) with the type of ``x``."""
-    return _matrices[matrix].matmul(x.detach(), None if bias is None else bias.detach())  # type: ignore[no-any-return]
+    y: torch.Tensor = _matrices[matrix].matmul(x.detach(), None if bias is None else bias.detach())
+    return y
 
 
 @linear.register_fake
@@ -50,7 +52,7 @@ def _(gradient: torch.Tensor, matrix: int, inputs: int) -> torch.Tensor:
     return gradient.new_empty((*gradient.shape[:-1], inputs))
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG001 - torch's signature
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     x, bias, ctx.matrix, _ = inputs
     ctx.inputs, ctx.bias_dtype = x.shape[-1], None if bias is None else bias.dtype
 
@@ -62,7 +64,7 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
     return of_x, of_bias, None, None
 
 
-def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:  # noqa: ARG001 - torch's signature
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     gradient, ctx.matrix, _ = inputs
     ctx.outputs = gradient.shape[-1]
 

@@ -130,14 +130,23 @@ pub(crate) fn quantize(
     })
 }
 
+/// Codes of a stored byte; the first in its lowest bits.
+fn codes_per_byte(format: Format) -> usize {
+    match format {
+        Format::Integer { bits: Bits::Four, .. } | Format::Lookup { .. } => 2,
+        Format::Ternary { .. } => 4,
+        _ => 1,
+    }
+}
+
 /// A matrix from what [`PackedMatrix::parts`] gave, bit for bit.
 #[pyfunction]
 #[pyo3(signature = (codes, scales, minima, *, weights, group, symmetric, activations, columns))]
 pub(crate) fn from_parts(
     py: Python<'_>,
     codes: PyReadonlyArray2<'_, u8>,
-    scales: PyReadonlyArray2<'_, f16>,
-    minima: PyReadonlyArray2<'_, f16>,
+    scales: &Bound<'_, PyAny>,
+    minima: &Bound<'_, PyAny>,
     weights: &str,
     group: usize,
     symmetric: bool,
@@ -145,35 +154,37 @@ pub(crate) fn from_parts(
     columns: usize,
 ) -> PyResult<PackedMatrix> {
     let format = named(weights, group, symmetric)?;
-    let Format::Integer { bits, .. } = format else {
-        return Err(PyValueError::new_err(format!("weights: got {weights:?}, expected an integer format")));
+    let refused =
+        |name, got: &str, expected| Err(PyValueError::new_err(format!("{name}: got {got:?}, expected {expected}")));
+    let Some(inputs) = format.activation_group(columns) else {
+        return refused("weights", weights, "a format with codes");
     };
     if activations == "auto" {
-        return Err(PyValueError::new_err("activations: got \"auto\", expected a8, a16 or f32"));
+        return refused("activations", activations, "a8, a16 or f32");
     }
     let precision = precision_of(format, activations, None)?;
-    let (codes, scales, minima) = (codes.as_array(), scales.as_array(), minima.as_array());
-    let n = codes.nrows();
-    let bytes = if bits == Bits::Four { columns.div_ceil(2) } else { columns };
-    let groups = columns.div_ceil(group.max(1));
-    let shapes = [
-        ("codes", codes.dim(), (n, bytes)),
-        ("scales", scales.dim(), (n, groups)),
-        ("minima", minima.dim(), (n, if symmetric { 0 } else { groups })),
+    let codes = codes.as_array();
+    let (scales, minima) = (Array::of("scales", scales, true)?, Array::of("minima", minima, true)?);
+    let (n, each) = (codes.nrows(), codes_per_byte(format));
+    let groups = columns.div_ceil(inputs.max(1));
+    let lengths = [
+        ("codes", codes.dim(), (n, columns.div_ceil(each))),
+        ("scales", scales.matrix("scales")?, (n, groups)),
+        ("minima", minima.matrix("minima")?, (n, if symmetric { 0 } else { groups })),
     ];
-    if let Some((name, got, expected)) = shapes.iter().find(|(_, got, expected)| got != expected) {
+    if let Some((name, got, expected)) = lengths.iter().find(|(_, got, expected)| got != expected) {
         return Err(PyValueError::new_err(format!("{name}: got shape {got:?}, expected {expected:?}")));
     }
+    let (scales, minima) = (scales.floats()?, minima.floats()?);
+    let bits = 8 / each;
     packed(py, || {
         format::PackedMatrix::pack_codes(n, columns, format, precision, |n, row: &mut RowCodes| {
             for (k, code) in row.codes.iter_mut().enumerate() {
-                *code = match bits {
-                    Bits::Four => codes[[n, k / 2]] >> (4 * (k % 2)) & 15,
-                    Bits::Eight => codes[[n, k]],
-                };
+                *code = codes[[n, k / each]] >> (bits * (k % each)) & (0xff >> (8 - bits));
             }
-            row.scales.iter_mut().zip(scales.row(n)).for_each(|(to, from)| *to = from.to_f32());
-            row.offsets.iter_mut().zip(minima.row(n)).for_each(|(to, from)| *to = from.to_f32());
+            for (values, stored) in [(&mut row.scales, scales), (&mut row.offsets, minima)] {
+                stored.slice(n * values.len()..(n + 1) * values.len()).widen(values);
+            }
             Ok::<(), Infallible>(())
         })
     })
@@ -266,7 +277,7 @@ pub(crate) fn rms_norm<'py>(
 }
 
 /// Codes, scales and minima, row-major.
-type Parts<'py> = (Bound<'py, PyArray2<u8>>, Bound<'py, PyArray2<f16>>, Bound<'py, PyArray2<f16>>);
+type Parts<'py> = (Bound<'py, PyArray2<u8>>, Bound<'py, PyAny>, Bound<'py, PyAny>);
 
 /// A matrix of low-bit weights, ready to be multiplied with.
 #[pyclass(frozen, weakref, module = "farthing")]
@@ -297,33 +308,41 @@ impl PackedMatrix {
         PyArray1::from_vec(py, weights).reshape([self.0.rows(), self.0.columns()])
     }
 
-    /// Codes (two to a byte when they have 4 bits, the even input low), scales and minima.
+    /// Codes, as many to a byte as it holds and the first in its lowest bits; scales and minima, in f16 if that is their
+    /// type, else in f32.
     fn parts<'py>(&self, py: Python<'py>) -> PyResult<Parts<'py>> {
-        let n = self.0.rows();
-        let (mut codes, mut scales, mut minima) = (Vec::new(), Vec::<f16>::new(), Vec::<f16>::new());
-        let half = |values: &[f32]| values.iter().map(|&value| f16::from_f32(value)).collect::<Vec<_>>();
-        let four = matches!(self.0.format(), Format::Integer { bits: Bits::Four, .. });
-        let _ = arguments(self.0.format())?;
+        let (n, format) = (self.0.rows(), self.0.format());
+        let _ = arguments(format)?;
+        let each = codes_per_byte(format);
+        let (mut codes, mut scales, mut minima) = (Vec::new(), Vec::new(), Vec::new());
         py.detach(|| {
             let mut row = RowCodes::default();
             for n in 0..n {
                 self.0.codes(n, &mut row);
-                if four {
-                    codes.extend(row.codes.chunks(2).map(|two| two[0] | two.get(1).unwrap_or(&0) << 4));
-                } else {
-                    codes.extend_from_slice(&row.codes);
-                }
-                scales.extend(half(&row.scales));
-                minima.extend(half(&row.offsets));
+                codes.extend(
+                    row.codes
+                        .chunks(each)
+                        .map(|some| some.iter().enumerate().fold(0, |byte, (i, code)| byte | code << (8 / each * i))),
+                );
+                scales.extend_from_slice(&row.scales);
+                minima.extend_from_slice(&row.offsets);
             }
         });
-        let matrix = |length: usize| [n, length / n];
-        let shapes = [matrix(codes.len()), matrix(scales.len()), matrix(minima.len())];
-        Ok((
-            PyArray1::from_vec(py, codes).reshape(shapes[0])?,
-            PyArray1::from_vec(py, scales).reshape(shapes[1])?,
-            PyArray1::from_vec(py, minima).reshape(shapes[2])?,
-        ))
+        let half = matches!(
+            format,
+            Format::Integer { scale: FloatType::F16, .. } | Format::Lookup { scale: FloatType::F16, .. }
+        );
+        let floats = |values: Vec<f32>| -> PyResult<Bound<'py, PyAny>> {
+            let shape = [n, values.len() / n];
+            Ok(if half {
+                let values = values.into_iter().map(f16::from_f32).collect();
+                PyArray1::<f16>::from_vec(py, values).reshape(shape)?.into_any()
+            } else {
+                PyArray1::from_vec(py, values).reshape(shape)?.into_any()
+            })
+        };
+        let shape = [n, codes.len() / n];
+        Ok((PyArray1::from_vec(py, codes).reshape(shape)?, floats(scales)?, floats(minima)?))
     }
 
     /// Bytes of the packed weights: what one product reads.

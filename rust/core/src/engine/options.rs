@@ -15,7 +15,7 @@ pub enum Weights {
     Bf16,
     /// 8-bit integers in groups of 32 with a minimum, rounded to nearest.
     Int8,
-    /// 4-bit integers in groups of 32 with a minimum, rounded to nearest.
+    /// 4-bit integers in groups of 32 with the scale and minimum that round best.
     Int4,
 }
 

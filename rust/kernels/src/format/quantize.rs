@@ -53,7 +53,7 @@ impl PackedMatrix {
                     );
                 }
                 Format::Ternary { group, scale, .. } => {
-                    ternary::row(&weights, group.unwrap_or(k), scale, codes, scales)
+                    ternary::row(&weights, group.unwrap_or(k), scale, codes, scales);
                 }
                 Format::Lookup { table, group, scale } => lookup::row(&weights, table, group, scale, codes, scales),
                 Format::Float(_) | Format::Super(_) => unreachable!("refused above"),
