@@ -305,6 +305,7 @@ fn pack_panels<E: Send>(
         .par_chunks_mut(layout.panel_bytes(PANEL / TILE))
         .enumerate()
         .try_for_each(|(panel, bytes)| fill(&layout, panel * PANEL, layout.tiles(panel), bytes))?;
+    bytes.gather();
     Ok(PackedMatrix { layout, precision, bytes })
 }
 
