@@ -12,6 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::affinity::{Claim, allowed_cpus, current_cpu, pin, usable_cores};
+
 /// How long a waiting thread spins before it parks.
 const SPIN: Duration = Duration::from_micros(100);
 
@@ -46,7 +48,7 @@ unsafe impl Send for Shared {}
 pub struct Pool {
     threads: usize,
     process: u32,
-    region: Mutex<()>,
+    region: Mutex<Option<Claim>>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -70,7 +72,15 @@ impl Pool {
         };
         // A system that refuses a thread gets a smaller pool; the results are the same.
         let workers: Vec<_> = (1..threads.max(1)).map_while(|index| spawn(index).ok()).collect();
-        Pool { threads: workers.len() + 1, process: std::process::id(), region: Mutex::new(()), shared, workers }
+        let claim = if pinning() && !workers.is_empty() {
+            Claim::new(workers.len() + 1, allowed_cpus(), current_cpu())
+        } else {
+            None
+        };
+        if let Some(claim) = &claim {
+            workers.iter().zip(&claim.cpus[1..]).for_each(|(worker, &cpu)| pin(worker, cpu));
+        }
+        Pool { threads: workers.len() + 1, process: std::process::id(), region: Mutex::new(claim), shared, workers }
     }
 
     /// Number of workers, the caller included.
@@ -94,7 +104,10 @@ impl Pool {
         if self.threads == 1 || std::process::id() != self.process {
             return (0..self.threads).for_each(body);
         }
-        let region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(claim) = &mut *region {
+            self.make_way(claim);
+        }
         let shared = &*self.shared;
         // SAFETY: no region is in progress (the lock is ours and `pending` is 0), so no worker reads `job`.
         unsafe { *shared.job.0.get() = Some(Job { data: (&raw const body).cast(), call: call::<F> }) };
@@ -117,6 +130,15 @@ impl Pool {
         }
         if let Some(payload) = theirs {
             resume_unwind(payload);
+        }
+    }
+
+    /// A caller goes where the system puts it; a worker pinned there takes the place that the caller left.
+    fn make_way(&self, claim: &mut Claim) {
+        let here = current_cpu();
+        if let Some(worker) = claim.cpus[1..].iter().position(|&cpu| Some(cpu) == here) {
+            claim.cpus.swap(0, worker + 1);
+            pin(&self.workers[worker], claim.cpus[worker + 1]);
         }
     }
 }
@@ -196,13 +218,18 @@ fn wait(shared: &Shared, seen: u32) -> bool {
     shared.epoch.0.load(Ordering::SeqCst) != seen
 }
 
+/// Whether workers are pinned: `FARTHING_PIN=0` leaves them to the system.
+pub fn pinning() -> bool {
+    std::env::var_os("FARTHING_PIN").is_none_or(|value| value != "0")
+}
+
 /// The threads to use when the caller names none: `FARTHING_NUM_THREADS`, `RAYON_NUM_THREADS`, `OMP_NUM_THREADS`, else
-/// the CPUs that the affinity mask and the cgroup quota allow.
+/// the cores that the affinity mask and the control groups' quota allow.
 pub fn default_threads() -> usize {
     ["FARTHING_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"]
         .iter()
         .find_map(|name| std::env::var(name).ok()?.parse().ok().filter(|&threads: &usize| threads > 0))
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        .unwrap_or_else(usable_cores)
 }
 
 /// The `index`-th of `parts` contiguous, nearly equal ranges of `0..length`.
