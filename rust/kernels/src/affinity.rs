@@ -98,8 +98,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// `count` of the `allowed` CPUs, from `home` on if it is free, so that other processes choose others; `None` when
-    /// there are too few.
+    /// `count` of the `allowed` CPUs, from `home` on if it is free; `None` when too few are.
     pub(crate) fn new(count: usize, allowed: Vec<usize>, home: Option<usize>) -> Option<Claim> {
         let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut cpus: Vec<usize> = allowed.into_iter().filter(|cpu| !taken.contains(cpu)).collect();

@@ -139,12 +139,12 @@ impl CostCurve {
         }
         let mut ratios = [0.0; POINTS.len()];
         let mut least = 1.0;
-        for (m, ratio) in POINTS.iter().zip(&mut ratios) {
-            *ratio = lines.next()?.strip_prefix(&m.to_string())?.strip_prefix(' ')?.parse().ok()?;
-            if !ratio.is_finite() || *ratio < least {
+        for (m, stored) in POINTS.iter().zip(&mut ratios) {
+            let ratio: f64 = lines.next()?.strip_prefix(&m.to_string())?.strip_prefix(' ')?.parse().ok()?;
+            if !ratio.is_finite() || ratio < least {
                 return None;
             }
-            least = *ratio;
+            (*stored, least) = (ratio, ratio);
         }
         (lines.next().is_none() && ratios[0] == 1.0).then_some(CostCurve { ratios })
     }
