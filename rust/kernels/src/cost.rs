@@ -221,7 +221,9 @@ fn cache_directory() -> Option<PathBuf> {
 /// The model of the first CPU, as the system names it.
 fn cpu_model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = |line: &str| line.strip_prefix("model name").and_then(|rest| rest.split_once(':')).map(|(_, name)| name.trim().to_owned());
+    let name = |line: &str| {
+        line.strip_prefix("model name").and_then(|rest| rest.split_once(':')).map(|(_, name)| name.trim().to_owned())
+    };
     text.lines().find_map(name).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
@@ -230,7 +232,8 @@ mod tests {
     use super::*;
     use crate::format::{Bits, FloatType, Offset};
 
-    const INT4: Format = Format::Integer { bits: Bits::Four, group: 32, offset: Offset::Symmetric, scale: FloatType::F16 };
+    const INT4: Format =
+        Format::Integer { bits: Bits::Four, group: 32, offset: Offset::Symmetric, scale: FloatType::F16 };
 
     /// A curve like those of real machines.
     fn curve() -> CostCurve {
@@ -282,7 +285,8 @@ mod tests {
             assert_eq!(CostCurve::read(&text[..end], key), None, "the first {end} bytes");
         }
         assert_eq!(CostCurve::read(&(text.clone() + "65 90\n"), key), None);
-        for (from, to) in [("\n1 1\n", "\n1 1.5\n"), ("\n2 1", "\n2 0"), ("\n2 1", "\n2 NaN1"), ("\n64 ", "\n64 9e999")] {
+        for (from, to) in [("\n1 1\n", "\n1 1.5\n"), ("\n2 1", "\n2 0"), ("\n2 1", "\n2 NaN1"), ("\n64 ", "\n64 9e999")]
+        {
             assert!(text.contains(from), "{from:?} in {text}");
             assert_eq!(CostCurve::read(&text.replacen(from, to, 1), key), None, "{to:?}");
         }
@@ -355,7 +359,10 @@ mod tests {
         assert_eq!(classes, [64, 64, 64, 128, 512, 2048, 4096, 4096, 8192]);
         let key = Key { cpu: "A/B (R) 9".into(), isa: Isa::Scalar, threads: 2, format: INT4, precision: Precision::A8 };
         let name = file_name(&key.text((64, 128)));
-        assert!(name.starts_with("cost-a-b-r-9-scalar-2-threads-int4-g32-symmetric-f16-a8-64-x-128-farthing-"), "{name}");
+        assert!(
+            name.starts_with("cost-a-b-r-9-scalar-2-threads-int4-g32-symmetric-f16-a8-64-x-128-farthing-"),
+            "{name}"
+        );
         assert!(cpu_model().len() > 1);
     }
 }
