@@ -138,7 +138,7 @@ mod system {
             // SAFETY: the buffer has that many bytes, and the call writes no more.
             let status = unsafe { libc::sched_getaffinity(0, size_of_val(&words[..]), words.as_mut_ptr().cast()) };
             if status == 0 {
-                return (0..words.len() * BITS).filter(|cpu| words[cpu / BITS] >> (cpu % BITS) & 1 == 1).collect();
+                return (0..words.len() * BITS).filter(|cpu| (words[cpu / BITS] >> (cpu % BITS)) & 1 == 1).collect();
             }
             words.resize(words.len() * 2, 0);
         }
@@ -232,7 +232,7 @@ mod tests {
         let second = Claim::new(1, cpus(), Some(90_000)).unwrap();
         assert_eq!(second.cpus, [90_000]);
         drop(first);
-        assert_eq!(Claim::new(2, cpus(), None).unwrap().cpus, [90_000, 90_001]);
+        assert_eq!(Claim::new(2, cpus(), None).unwrap().cpus, [90_001, 90_002]);
     }
 
     #[test]

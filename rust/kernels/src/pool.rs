@@ -308,15 +308,17 @@ mod tests {
         for threads in [1, 2, 3, 5] {
             let pool = Pool::new(threads);
             let counts: Vec<AtomicUsize> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
-            for round in 0..2000 {
+            // An interpreter takes its time.
+            let rounds = if cfg!(miri) { 20 } else { 2000 };
+            for round in 0..rounds {
                 pool.run(|index| {
                     counts[index].fetch_add(1, Ordering::Relaxed);
                 });
-                if round == 1000 {
+                if round == rounds / 2 {
                     std::thread::sleep(Duration::from_millis(5));
                 }
             }
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 2000));
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == rounds));
         }
     }
 
@@ -381,11 +383,11 @@ mod tests {
     #[test]
     fn several_callers_take_turns() {
         let pool = Pool::new(2);
-        let sum = AtomicUsize::new(0);
+        let (sum, rounds) = (AtomicUsize::new(0), if cfg!(miri) { 5 } else { 500 });
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..500 {
+                    for _ in 0..rounds {
                         pool.run(|_| {
                             sum.fetch_add(1, Ordering::Relaxed);
                         });
@@ -393,7 +395,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(sum.into_inner(), 4 * 500 * 2);
+        assert_eq!(sum.into_inner(), 4 * rounds * 2);
     }
 
     #[test]

@@ -19,7 +19,7 @@ impl Noise {
 
     /// An integer below `end`.
     fn below(&mut self, end: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(end) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
     /// Uniform in -1..1.
@@ -69,27 +69,25 @@ impl PackedMatrix {
         precision: Precision,
         seed: u64,
     ) -> Result<PackedMatrix, PackError<Infallible>> {
-        let noise = |n: usize| Noise(seed ^ (n as u64) << 32);
+        let noise = |n: usize| Noise(seed ^ ((n as u64) << 32));
         if let Format::Float(kind) = format {
             return PackedMatrix::pack_float(n, k, kind, |n, row| {
                 let mut noise = noise(n);
-                row.iter_mut().for_each(|weight| *weight = noise.float());
+                row.fill_with(|| noise.float());
                 Ok(())
             });
         }
         PackedMatrix::pack_codes(n, k, format, precision, |n, row| {
             let (mut noise, end, kind) = (noise(n), u64::from(format.maximum_code()) + 1, format.float_type());
-            row.codes.iter_mut().for_each(|code| *code = noise.below(end) as u8);
-            row.scales.iter_mut().for_each(|scale| *scale = kind.round(noise.float() * 0.01));
-            for value in &mut row.offsets {
-                *value = match format {
-                    Format::Integer { offset: Offset::ZeroPoint, .. } => noise.below(end) as f32,
-                    _ => kind.round(noise.float()),
-                };
-            }
-            let unsigned = format == Format::Super(SuperBlock::Q4K);
-            row.sub_scales.iter_mut().for_each(|s| *s = noise.next() as i8 & if unsigned { 63 } else { -1 });
-            row.sub_minima.iter_mut().for_each(|m| *m = noise.next() as u8 & 63);
+            row.codes.fill_with(|| noise.below(end) as u8);
+            row.scales.fill_with(|| kind.round(noise.float() * 0.01));
+            row.offsets.fill_with(|| match format {
+                Format::Integer { offset: Offset::ZeroPoint, .. } => noise.below(end) as f32,
+                _ => kind.round(noise.float()),
+            });
+            let mask = if format == Format::Super(SuperBlock::Q4K) { 63 } else { -1 };
+            row.sub_scales.fill_with(|| noise.next() as i8 & mask);
+            row.sub_minima.fill_with(|| noise.next() as u8 & 63);
             Ok(())
         })
     }
@@ -99,5 +97,20 @@ impl PackedMatrix {
         let mut bytes = AlignedBytes::zeroed(self.bytes.len())?;
         bytes.copy_from_slice(&self.bytes);
         Ok(PackedMatrix { layout: self.layout, precision: self.precision, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_matrices_repeat_and_copies_are_equal() {
+        let format = Format::Super(SuperBlock::Q4K);
+        let new = |seed| PackedMatrix::random(3, 256, format, Precision::A8, seed).unwrap();
+        let matrix = new(1);
+        assert_eq!(matrix.dequantize(), new(1).dequantize());
+        assert_eq!(matrix.dequantize(), matrix.try_clone().unwrap().dequantize());
+        assert_ne!(matrix.dequantize(), new(2).dequantize());
     }
 }

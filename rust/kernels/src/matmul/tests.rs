@@ -137,6 +137,21 @@ fn every_level_equals_scalar_for_every_row_count_and_tail() {
     }
 }
 
+/// A little of everything, for slow interpreters.
+#[test]
+fn small_products_agree() {
+    let chosen = [
+        (integer(Bits::Four, 32, Offset::Minimum, FloatType::F16), Precision::A16),
+        (integer(Bits::Eight, 16, Offset::Symmetric, FloatType::F32), Precision::F32),
+        (Format::Ternary { packing: Packing::BaseThree, group: None, scale: FloatType::F16 }, Precision::A8),
+        (Format::Lookup { table: Table::Nf4, group: 32, scale: FloatType::Bf16 }, Precision::A8),
+        (Format::Float(FloatType::Bf16), Precision::F32),
+    ];
+    for (format, precision) in chosen {
+        check(18, 40, format, precision, &[1, 3], &[2], 1);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -299,7 +314,7 @@ fn products_are_accurate() {
     for (format, precision) in formats() {
         let matrix = match format {
             Format::Integer { .. } => PackedMatrix::quantize(n, k, format, precision, |n, row| {
-                row.copy_from_slice(&Noise(n as u64).normals(k));
+                row.copy_from_slice(&Noise(1000 + n as u64).normals(k));
                 Ok::<(), Infallible>(())
             })
             .unwrap(),
@@ -398,7 +413,7 @@ fn self_tests_pass_on_every_level() {
 fn rows_come_back_as_they_were_packed() {
     for (format, precision) in formats() {
         let Format::Integer { bits, group, offset, scale } = format else { continue };
-        let (n, k) = (67, 100);
+        let (n, k) = (67, 100_usize);
         let mut noise = Noise(4);
         let (top, groups) = (u64::from(bits.maximum()) + 1, k.div_ceil(group));
         let rows: Vec<RowCodes> = std::iter::repeat_with(|| RowCodes {
