@@ -99,6 +99,14 @@ bench: build $(VENV)/.peers ## measure farthing beside its peers, interleaved in
 fuzz: ## fuzz every parser, SECONDS_EACH=60 seconds each
 	fuzz/run.sh $(SECONDS_EACH)
 
+# One test of each family that Miri can run: the scalar products, packing, memory and the pool. Threads of rayon outlive a test.
+MIRI_TESTS := small_products_agree random_matrices memory::tests::small pool::tests
+.PHONY: miri
+miri: ## run what Miri can run of the kernels, where nightly Rust has it
+	@if cargo +nightly miri --version >/dev/null 2>&1; then \
+		MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-ignore-leaks" cargo +nightly miri test -p farthing-kernels --lib -- $(MIRI_TESTS); \
+	else echo "miri: skipped, since it is not installed (rustup toolchain install nightly --component miri)"; fi
+
 .PHONY: clean
 clean: ## remove what the other targets made
 	rm -rf $(VENV) target dist .pytest_cache .ruff_cache .mypy_cache python/farthing/_core*.so

@@ -21,13 +21,16 @@ __all__ = [
     "__version__",
     "available_isas",
     "cost",
+    "cost_curve",
     "default_threads",
     "from_parts",
     "isa",
     "matmul_gated",
     "matmul_together",
+    "pinning",
     "plan",
     "probe_limits",
+    "processors",
     "quantize",
     "rms_norm",
     "self_tests",
@@ -36,6 +39,18 @@ __all__ = [
 def available_isas() -> list[str]: ...
 def isa() -> str: ...
 def default_threads() -> int: ...
+def processors() -> tuple[list[int], int, float | None]: ...
+def pinning() -> bool: ...
+def cost_curve(
+    weights: str,
+    *,
+    group: int,
+    symmetric: bool,
+    activations: str,
+    rows: int,
+    columns: int,
+    threads: int,
+) -> list[float]: ...
 def probe_limits(threads: int) -> tuple[float, float]: ...
 def self_tests() -> list[tuple[str, str, bool]]: ...
 def cost(

@@ -3,45 +3,20 @@
 //! Copies of the matrix are used in turn, so that weights come from memory; activations are quantised inside the time.
 //! `cargo bench -p farthing-kernels --bench limits -- [format filter] [--threads N] [--rounds N] [--m ROWS]`
 
-use std::convert::Infallible;
 use std::time::Instant;
 
-use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackedMatrix, Precision};
+use farthing_kernels::format::{Format, PackedMatrix, Precision};
 use farthing_kernels::matmul::{Input, Job, matmul};
 use farthing_kernels::pool::{Pool, default_threads};
 use farthing_kernels::probe;
+
+mod common;
+use common::{FORMATS, activations};
 
 const SIDE: usize = 4096;
 const ROWS: [usize; 18] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32, 64, 128, 256, 512];
 /// Copies fill this many bytes: several times any last-level cache.
 const RESIDENT: usize = 256 << 20;
-
-fn formats() -> Vec<(&'static str, Format)> {
-    let int4 = |group, offset| Format::Integer { bits: Bits::Four, group, offset, scale: FloatType::F16 };
-    vec![
-        ("int4 g128", int4(128, Offset::Symmetric)),
-        ("int4 g32", int4(32, Offset::Symmetric)),
-        ("int4 g32 minimum", int4(32, Offset::Minimum)),
-        ("q4_k", Format::Super(farthing_kernels::format::SuperBlock::Q4K)),
-        ("q6_k", Format::Super(farthing_kernels::format::SuperBlock::Q6K)),
-        (
-            "ternary 2",
-            Format::Ternary { packing: farthing_kernels::format::Packing::TwoBits, group: None, scale: FloatType::F16 },
-        ),
-        (
-            "ternary 1.6",
-            Format::Ternary {
-                packing: farthing_kernels::format::Packing::BaseThree,
-                group: None,
-                scale: FloatType::F16,
-            },
-        ),
-        (
-            "int8 g128",
-            Format::Integer { bits: Bits::Eight, group: 128, offset: Offset::Symmetric, scale: FloatType::F16 },
-        ),
-    ]
-}
 
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -50,39 +25,18 @@ fn median(values: &mut [f64]) -> f64 {
 
 fn measure(pool: &Pool, name: &str, format: Format, precision: Precision, rounds: usize, only: usize) {
     let rows: Vec<usize> = ROWS.into_iter().filter(|&m| only == 0 || m == only).collect();
-    let row = |n: usize, row: &mut [f32]| {
-        row.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % 127) as f32 / 64.0 - 1.0);
-        Ok::<(), Infallible>(())
-    };
-    let codes = |n: usize, row: &mut farthing_kernels::format::RowCodes| {
-        let top = match format {
-            Format::Super(kind) => kind.maximum(),
-            _ => 2,
-        };
-        row.codes.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % (top as usize + 1)) as u8);
-        row.scales.fill(0.5);
-        row.sub_scales.fill(7);
-        row.sub_minima.fill(3);
-        Ok::<(), Infallible>(())
-    };
-    let new = || match format {
-        Format::Super(_) | Format::Ternary { .. } => {
-            PackedMatrix::pack_codes(SIDE, SIDE, format, precision, codes).expect("codes")
-        }
-        _ => PackedMatrix::quantize(SIDE, SIDE, format, precision, row).expect("small finite weights"),
-    };
-    let first = new();
+    let first = PackedMatrix::random(SIDE, SIDE, format, precision, 1).expect("a format of the list");
     let copies = RESIDENT.div_ceil(first.nbytes());
-    let matrices: Vec<PackedMatrix> = std::iter::once(first).chain((1..copies).map(|_| new())).collect();
+    let copy = |_| first.try_clone().expect("memory for the copies");
+    let matrices: Vec<PackedMatrix> = (0..copies).map(copy).collect();
     let most = rows[rows.len() - 1];
-    let x: Vec<f32> = (0..most * SIDE).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
+    let x = activations(most, SIDE);
     let (mut input, mut out) = (Input::new(), vec![0.0; most * SIDE]);
     let mut times = vec![Vec::new(); rows.len()];
     let (mut bandwidths, mut rates, mut next) = (Vec::new(), Vec::new(), 0);
     for _ in 0..rounds {
-        let probed = std::env::var_os("NOPROBE").is_none();
-        bandwidths.push(if probed { probe::read_bandwidth(pool) } else { 50e9 });
-        rates.push(if probed { probe::int8_rate(pool) } else { 2.17e12 });
+        bandwidths.push(probe::read_bandwidth(pool));
+        rates.push(probe::int8_rate(pool));
         for (&m, times) in rows.iter().zip(&mut times) {
             for _ in 0..if m <= 16 { 8 } else { 2 } {
                 let (matrix, x, out) = (&matrices[next % copies], &x[..m * SIDE], &mut out[..m * SIDE]);
@@ -127,14 +81,11 @@ fn main() {
         let at = arguments.iter().position(|argument| argument == name);
         at.and_then(|at| arguments.get(at + 1)?.parse().ok()).unwrap_or(default)
     };
-    if let Err(error) = farthing_kernels::matmul::self_test(farthing_kernels::isa::Isa::active()) {
-        println!("{error}");
-    }
     let pool = Pool::new(option("--threads", default_threads()));
     let rounds = option("--rounds", 9);
     let filter = arguments.first().filter(|first| !first.starts_with("--"));
     for precision in [Precision::A8, Precision::A16] {
-        for (name, format) in formats() {
+        for (name, format) in FORMATS {
             let name_and_precision = format!("{name} {}", precision.name());
             if filter.is_none_or(|filter| name_and_precision.contains(filter.as_str())) {
                 measure(&pool, name, format, precision, rounds, option("--m", 0));

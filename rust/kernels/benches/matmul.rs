@@ -1,14 +1,16 @@
-//! Products of packed matrices: SmolLM2-135M's layers (30 of them, so that weights come from memory) and one 4096².
+//! Products of packed matrices: SmolLM2-135M's layers (30 of them, so that weights come from memory), 4096² in every
+//! format, and single matrices.
 //!
 //! Elements are weights read for one row, multiply-accumulates for many.
-
-use std::convert::Infallible;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use farthing_kernels::activation::Activation;
 use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackedMatrix, Precision};
 use farthing_kernels::matmul::{Input, Job, gated, matmul, self_test};
 use farthing_kernels::pool::{Pool, default_threads};
+
+mod common;
+use common::{FORMATS, activations};
 
 const LAYERS: usize = 30;
 const HIDDEN: usize = 576;
@@ -21,19 +23,7 @@ const INT4: Format = Format::Integer { bits: Bits::Four, group: 32, offset: Offs
 const INT8: Format = Format::Integer { bits: Bits::Eight, group: 32, offset: Offset::Symmetric, scale: FloatType::F16 };
 
 fn matrix(n: usize, k: usize, format: Format, precision: Precision) -> PackedMatrix {
-    let fill = |n: usize, row: &mut [f32]| {
-        row.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % 127) as f32 / 64.0 - 1.0);
-        Ok::<(), Infallible>(())
-    };
-    let packed = match format {
-        Format::Float(kind) => PackedMatrix::pack_float(n, k, kind, fill),
-        Format::Integer { .. } => PackedMatrix::quantize(n, k, format, precision, fill),
-    };
-    packed.expect("small finite weights")
-}
-
-fn activations(m: usize, k: usize) -> Vec<f32> {
-    (0..m * k).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect()
+    PackedMatrix::random(n, k, format, precision, 1).expect("a format that has kernels")
 }
 
 struct Layer {
@@ -111,29 +101,50 @@ fn single(criterion: &mut Criterion) {
     let pool = Pool::new(default_threads());
     let cases = [
         ("head 49152 × 576 int8 g32 A16", 49152, 576, INT8, Precision::A16),
-        ("4096² int4 g32 A16", 4096, 4096, INT4, Precision::A16),
-        ("4096² int4 g32 A8", 4096, 4096, INT4, Precision::A8),
         ("1024² int4 g32, f32 activations", 1024, 1024, INT4, Precision::F32),
         ("1024² bf16", 1024, 1024, Format::Float(FloatType::Bf16), Precision::F32),
         ("1024² f32", 1024, 1024, Format::Float(FloatType::F32), Precision::F32),
     ];
     for (name, n, k, format, precision) in cases {
-        let matrix = matrix(n, k, format, precision);
-        let mut group = criterion.benchmark_group(name);
-        group.sample_size(10);
-        for m in [1, 4, 16, 128] {
-            let (x, mut out, mut input) = (activations(m, k), vec![0.0; m * n], Input::new());
-            group.throughput(Throughput::Elements((m * n * k) as u64));
-            group.bench_function(BenchmarkId::from_parameter(m), |bencher| {
-                bencher.iter(|| {
-                    input.prepare(&pool, &x, m, k, &[&matrix]);
-                    matmul(&pool, &x, m, &input, &mut [Job { matrix: &matrix, bias: None, add: false, out: &mut out }]);
-                });
-            });
-        }
-        group.finish();
+        rows(criterion, &pool, name, &[matrix(n, k, format, precision)]);
     }
 }
 
-criterion_group!(benches, smollm2, single);
+/// 4096² in every format, copies in turn, so that weights come from memory.
+fn formats(criterion: &mut Criterion) {
+    const SIDE: usize = 4096;
+    const RESIDENT: usize = 256 << 20;
+    let pool = Pool::new(default_threads());
+    for (name, format) in FORMATS {
+        for precision in [Precision::A8, Precision::A16] {
+            let first = matrix(SIDE, SIDE, format, precision);
+            let copies = RESIDENT.div_ceil(first.nbytes());
+            let copies: Vec<PackedMatrix> =
+                (0..copies).map(|_| first.try_clone().expect("memory for the copies")).collect();
+            rows(criterion, &pool, &format!("4096² {name} {}", precision.name()), &copies);
+        }
+    }
+}
+
+/// Whole products with 1, 4, 16 and 128 rows, with the matrices in turn.
+fn rows(criterion: &mut Criterion, pool: &Pool, name: &str, matrices: &[PackedMatrix]) {
+    let (n, k) = (matrices[0].rows(), matrices[0].columns());
+    let mut group = criterion.benchmark_group(name);
+    group.sample_size(10);
+    for m in [1, 4, 16, 128] {
+        let (x, mut out, mut input) = (activations(m, k), vec![0.0; m * n], Input::new());
+        let mut turns = matrices.iter().cycle();
+        group.throughput(Throughput::Elements((m * n * k) as u64));
+        group.bench_function(BenchmarkId::from_parameter(m), |bencher| {
+            bencher.iter(|| {
+                let matrix = turns.next().expect("a cycle has no end");
+                input.prepare(pool, &x, m, k, &[matrix]);
+                matmul(pool, &x, m, &input, &mut [Job { matrix, bias: None, add: false, out: &mut out }]);
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, smollm2, formats, single);
 criterion_main!(benches);

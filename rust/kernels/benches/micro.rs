@@ -1,68 +1,62 @@
-//! scratch
-use farthing_kernels::format::*;
+//! The kernels alone: one thread, a matrix that stays in the second-level cache, activations already quantised.
+//!
+//! Prints the share of the int8 rate that each format reaches at several numbers of rows, and for one row the weights and
+//! bytes read in a second. `cargo bench -p farthing-kernels --bench micro -- [format filter]`
+
+use std::time::Instant;
+
+use farthing_kernels::format::{PackedMatrix, Precision};
 use farthing_kernels::matmul::{Input, Job, matmul};
 use farthing_kernels::pool::Pool;
-use std::convert::Infallible;
-use std::time::Instant;
-fn main() {
-    let pool = Pool::new(1);
-    let rate = farthing_kernels::probe::int8_rate(&pool) / 2e9;
-    println!("rate {rate:.0} GMAC/s");
-    let filter = std::env::args().skip(1).find(|a| a != "--bench").unwrap_or_default();
-    let i4 = |group, offset| Format::Integer { bits: Bits::Four, group, offset, scale: FloatType::F16 };
-    let scale = FloatType::F16;
-    let fs = [
-        i4(128, Offset::Symmetric),
-        i4(32, Offset::Symmetric),
-        i4(32, Offset::Minimum),
-        Format::Integer { bits: Bits::Eight, group: 32, offset: Offset::Symmetric, scale },
-        Format::Super(SuperBlock::Q4K),
-        Format::Super(SuperBlock::Q6K),
-        Format::Ternary { packing: Packing::TwoBits, group: None, scale },
-        Format::Ternary { packing: Packing::TwoBits, group: Some(256), scale },
-        Format::Ternary { packing: Packing::BaseThree, group: None, scale },
-        Format::Lookup { table: Table::Mxfp4, group: 32, scale },
-    ];
-    for f in fs {
-        if !f.to_string().contains(&filter) {
-            continue;
+use farthing_kernels::probe;
+
+mod common;
+use common::{FORMATS, activations};
+
+const OUTPUTS: usize = 256;
+const INPUTS: usize = 4096;
+const ROWS: [usize; 10] = [1, 2, 3, 4, 5, 6, 12, 16, 96, 480];
+const ROUNDS: usize = 100;
+/// Multiply-accumulates of a round, at least: well above the resolution of the clock.
+const WORK: usize = 2_000_000;
+
+/// Seconds that a product takes, the best of many rounds.
+fn best(pool: &Pool, matrix: &PackedMatrix, m: usize) -> f64 {
+    let (x, mut out, mut input) = (activations(m, INPUTS), vec![0.0; m * OUTPUTS], Input::new());
+    input.prepare(pool, &x, m, INPUTS, &[matrix]);
+    let repetitions = 1 + WORK / (m * OUTPUTS * INPUTS);
+    let mut best = f64::MAX;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        for _ in 0..repetitions {
+            matmul(pool, &x, m, &input, &mut [Job { matrix, bias: None, add: false, out: &mut out }]);
         }
+        best = best.min(start.elapsed().as_secs_f64() / repetitions as f64);
+    }
+    best
+}
+
+fn main() {
+    let filter = std::env::args().skip(1).find(|argument| argument != "--bench").unwrap_or_default();
+    let pool = Pool::new(1);
+    let rate = probe::int8_rate(&pool) / 2.0;
+    println!("int8: {:.0} GMAC/s", rate / 1e9);
+    for (name, format) in FORMATS {
         for precision in [Precision::A8, Precision::A16] {
-            let (n, k) = (256, 4096);
-            let top = match f {
-                Format::Ternary { .. } => 3,
-                Format::Super(SuperBlock::Q6K) => 64,
-                Format::Integer { bits: Bits::Eight, .. } => 256,
-                _ => 16,
-            };
-            let w = PackedMatrix::pack_codes(n, k, f, precision, |n, row: &mut RowCodes| {
-                row.codes.iter_mut().enumerate().for_each(|(k, w)| *w = ((n * 31 + k * 17) % top) as u8);
-                row.scales.fill(0.5);
-                row.sub_scales.fill(7);
-                row.sub_minima.fill(3);
-                Ok::<(), Infallible>(())
-            })
-            .unwrap();
-            print!("{f} {precision:?} {:.2} bpw:", w.nbytes() as f64 * 8.0 / (n * k) as f64);
-            for m in [1, 2, 3, 4, 5, 6, 12, 16, 96, 480] {
-                let x: Vec<f32> = (0..m * k).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect();
-                let mut out = vec![0.0; m * n];
-                let mut input = Input::new();
-                input.prepare(&pool, &x, m, k, &[&w]);
-                let mut best = f64::MAX;
-                for _ in 0..100 {
-                    let t = Instant::now();
-                    let reps = 1 + 2_000_000 / (m * n * k);
-                    for _ in 0..reps {
-                        matmul(&pool, &x, m, &input, &mut [Job { matrix: &w, bias: None, add: false, out: &mut out }]);
-                    }
-                    best = best.min(t.elapsed().as_secs_f64() / reps as f64);
-                }
-                let planes = if precision == Precision::A16 { 2.0 } else { 1.0 };
+            let name = format!("{name} {}", precision.name());
+            if !name.contains(&filter) {
+                continue;
+            }
+            let matrix = PackedMatrix::random(OUTPUTS, INPUTS, format, precision, 1).expect("a small matrix");
+            let weights = (OUTPUTS * INPUTS) as f64;
+            let planes = if precision == Precision::A16 { 2.0 } else { 1.0 };
+            print!("{name:20} {:5.2} bits", matrix.nbytes() as f64 * 8.0 / weights);
+            for m in ROWS {
+                let seconds = best(&pool, &matrix, m);
                 if m == 1 {
-                    print!(" {:.0} Gw/s {:.0} GB/s", (n * k) as f64 / best / 1e9, w.nbytes() as f64 / best / 1e9);
+                    print!(" {:4.0} Gw/s {:3.0} GB/s", weights / seconds / 1e9, matrix.nbytes() as f64 / seconds / 1e9);
                 }
-                print!(" {m}:{:.0}%", 100.0 * planes * (m * n * k) as f64 / best / 1e9 / rate);
+                print!(" {m}:{:.0}%", 100.0 * planes * m as f64 * weights / seconds / rate);
             }
             println!();
         }

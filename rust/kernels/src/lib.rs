@@ -9,7 +9,9 @@
 #![allow(clippy::inline_always)]
 
 pub mod activation;
+pub mod affinity;
 pub mod attention;
+pub mod cost;
 pub mod format;
 pub mod isa;
 pub mod math;

@@ -22,7 +22,9 @@ mod _core {
     #[pymodule_export]
     use super::llm::{Completion, Llm, MatrixReport, Sampling, Stream};
     #[pymodule_export]
-    use super::machine::{available_isas, default_threads, isa, probe_limits, self_tests};
+    use super::machine::{
+        available_isas, cost_curve, default_threads, isa, pinning, probe_limits, processors, self_tests,
+    };
     #[pymodule_export]
     use super::matrix::{PackedMatrix, from_parts, matmul_gated, matmul_together, quantize, rms_norm};
     #[pymodule_export]

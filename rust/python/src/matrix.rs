@@ -43,7 +43,7 @@ enum Kind {
 }
 
 /// The format of that name.
-fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Format> {
+pub(crate) fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Format> {
     let kind = FORMATS.iter().find(|(known, _)| *known == name).map(|&(_, kind)| kind).ok_or_else(|| {
         let known: Vec<_> = FORMATS.iter().map(|(name, _)| *name).collect();
         PyValueError::new_err(format!("weights: got {name:?}, expected one of {}", known.join(", ")))
@@ -75,7 +75,7 @@ fn arguments(format: Format) -> PyResult<(&'static str, usize, bool)> {
 }
 
 /// The engine's policy for a matrix of that role; without a role, one that is not an attention output.
-fn precision_of(format: Format, activations: &str, role: Option<&str>) -> PyResult<Precision> {
+pub(crate) fn precision_of(format: Format, activations: &str, role: Option<&str>) -> PyResult<Precision> {
     let roles = || Role::IN_BLOCK.into_iter().chain([Role::Embedding, Role::Head]);
     let role = match role {
         None => Role::Head,

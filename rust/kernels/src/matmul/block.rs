@@ -183,8 +183,9 @@ impl Operands<'_> {
 /// Hides from the compiler that two pointers are the same, so that it loads again what it would otherwise spill.
 #[inline(always)]
 fn again(at: *const u8) -> *const u8 {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     let mut at = at;
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: no instruction at all.
     unsafe {
         std::arch::asm!("/* {0} */", inout(reg) at, options(nomem, nostack, preserves_flags));

@@ -27,6 +27,7 @@
 //! ```
 
 mod block;
+pub mod budget;
 mod drive;
 mod float;
 mod input;
