@@ -148,7 +148,7 @@ shells! {
 
 shells! {
     /// The kernels of AVX-VNNI.
-    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 6, [8, 4, 2, 2, 2, 2], [4, 2, 2, 2, 2, 2], unpack from 3,
+    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 6, [8, 4, 2, 2, 2, 2], [4, 2, 2, 2, 2, 2], unpack from usize::MAX,
     (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4)(2, 5)(2, 6),
     base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
 }
