@@ -52,7 +52,7 @@ impl Kernel for Read<'_> {
 }
 
 /// Int8 operations a second (two for each multiplication and addition) of all threads together: VNNI where the level
-/// has it, else AVX2's `maddubs`, else plain Rust; the best of several rounds.
+/// has it, else AVX2's `maddubs` and `paddw`, else plain Rust; the best of several rounds.
 pub fn int8_rate(pool: &Pool) -> f64 {
     let start = Instant::now();
     let mut best = 0.0f64;

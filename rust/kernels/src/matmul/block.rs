@@ -13,6 +13,10 @@
 //! Q4_K                          |Σ sub · Σ code · x| ≤ 8 · 63 · 32 · 15 · 128 < 2^25, |Σ sub · Σ x| ≤ 8 · 63 · 32 · 128
 //! Q6_K                          |Σ sub · Σ (code - 32) · x| ≤ 16 · 128 · 16 · 63 · 128 < 2^28
 //! ```
+//!
+//! Levels without a dot product of bytes sum pairs of products in i16 first, for so many quads as fit whatever the codes
+//! are: 32767 / (2 · 128 · maximum), which is 8 for codes ≤ 15, 42 for ≤ 3 and 2 for ≤ 63. Greater codes are multiplied
+//! by nibbles, the high ones weighing 16: 256 / 4 · 15 · 128 · 4 · 16 < 2^27 on their own.
 
 use std::ops::Range;
 
@@ -261,76 +265,40 @@ unsafe fn runs<L: Lanes, S: Source, const V: usize, const M: usize>(
 ) {
     // Quads that fit, and what they are of a step or how many steps.
     let quads = most / (2 * 128 * usize::from(S::MAXIMUM));
-    let (part, run) = (quads.min(S::CODES.quads()), (quads / S::CODES.quads()).clamp(1, 8));
-    let x_bytes = S::CODES.quads() * M * QUAD;
+    let (part, run) = (quads.min(S::CODES.quads()), (quads / S::CODES.quads()).max(1));
     let mut left = steps;
     // SAFETY: the caller has so many steps of codes and activations.
     unsafe {
-        while left >= run {
+        while left > 0 {
+            let steps = run.min(left);
             for first in (0..S::CODES.quads()).step_by(part) {
                 let mut sums = [[l.zero(); V]; M];
-                each!(i < run, {
-                    let (w, x) = (w.add(i * bytes), x.add(i * x_bytes));
-                    let ahead = if first == 0 { ahead } else { 0 };
-                    run_step::<L, S, V, M>(l, &mut sums, stride, w, x, first..first + part, ahead, table);
-                });
-                add_sums::<L, S, V, M>(l, acc, &sums);
-            }
-            w = w.add(run * bytes);
-            x = x.add(run * x_bytes);
-            left -= run;
-        }
-        if run > 1 && left > 0 {
-            let mut sums = [[l.zero(); V]; M];
-            for _ in 0..left {
-                run_step::<L, S, V, M>(l, &mut sums, stride, w, x, 0..part, ahead, table);
-                w = w.add(bytes);
-                x = x.add(x_bytes);
-            }
-            add_sums::<L, S, V, M>(l, acc, &sums);
-        }
-    }
-}
-
-/// Some quads of one step of a run.
-#[inline(always)]
-unsafe fn run_step<L: Lanes, S: Source, const V: usize, const M: usize>(
-    l: L,
-    sums: &mut [[L::I; V]; M],
-    stride: usize,
-    w: *const u8,
-    x: *const u8,
-    quads: Range<usize>,
-    ahead: usize,
-    table: L::I,
-) {
-    fetch::<L, S, V>(l, stride, w, ahead);
-    for p in quads {
-        // SAFETY: the caller's step.
-        unsafe {
-            let codes = quad_codes::<L, S, V, M>(l, stride, w, p, table);
-            for m in 0..M {
-                let quad = l.quad(x.add((p * M + m) * QUAD));
-                for v in 0..V {
-                    sums[m][v] = l.pairs(sums[m][v], codes[v], quad);
+                for step in 0..steps {
+                    let (w, x) = (w.add(step * bytes), x.add(step * S::CODES.quads() * M * QUAD));
+                    if first == 0 {
+                        fetch::<L, S, V>(l, stride, w, ahead);
+                    }
+                    for p in first..first + part {
+                        let (codes, x) = (quad_codes::<L, S, V, M>(l, stride, w, p, table), x.add(p * M * QUAD));
+                        for m in 0..M {
+                            let quad = l.quad(x.add(m * QUAD));
+                            for v in 0..V {
+                                sums[m][v] = l.pairs(sums[m][v], codes[v], quad);
+                            }
+                        }
+                    }
                 }
+                each!(m < M, {
+                    each!(v < V, {
+                        acc[m][v] = l.add_pairs(acc[m][v], sums[m][v], S::WEIGHT);
+                    });
+                });
             }
+            w = w.add(steps * bytes);
+            x = x.add(steps * S::CODES.quads() * M * QUAD);
+            left -= steps;
         }
     }
-}
-
-/// Adds the sums of a run to `acc`.
-#[inline(always)]
-fn add_sums<L: Lanes, S: Source, const V: usize, const M: usize>(
-    l: L,
-    acc: &mut [[L::I; V]; M],
-    sums: &[[L::I; V]; M],
-) {
-    each!(m < M, {
-        each!(v < V, {
-            acc[m][v] = l.add_pairs(acc[m][v], sums[m][v], S::WEIGHT);
-        });
-    });
 }
 
 /// Asks for the step that lies `ahead`.

@@ -1,13 +1,13 @@
 //! 256-bit vectors: AVX2 with FMA and F16C, and AVX-VNNI, which adds `vpdpbusd`.
 //!
-//! Without VNNI a dot product of four bytes is `vpmaddubsw`, whose pair sums saturate in i16, and `vpmaddwd` with ones.
-//! Pairs stay exact for codes of at most 127: 2 · 127 · 128 < 2^15. Greater codes are cut into bit 7 and the rest.
+//! Without VNNI `vpmaddubsw` multiplies bytes and adds pairs in i16, which `vpaddw` sums over as many quads as fit (see
+//! `matmul::block`) before one `vpmaddwd` widens them.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::format::{FloatType, SuperBlock};
 use crate::format::layout::{Codes, Records, Trailer};
+use crate::format::{FloatType, SuperBlock};
 use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
 use crate::matmul::input::{Group, Shape, Sink, factors};
 use crate::matmul::lanes::Lanes;

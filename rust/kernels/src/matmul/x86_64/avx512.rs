@@ -142,7 +142,6 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
             }
         } }
     }
-
 }
 
 shells! {
