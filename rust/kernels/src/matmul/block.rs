@@ -16,7 +16,7 @@
 //!
 //! Levels without a dot product of bytes sum pairs of products in i16 first, for so many quads as fit whatever the codes
 //! are: 32767 / (2 · 128 · maximum), which is 8 for codes ≤ 15, 42 for ≤ 3 and 2 for ≤ 63. Greater codes are multiplied
-//! by nibbles, the high ones weighing 16: 256 / 4 · 15 · 128 · 4 · 16 < 2^27 on their own.
+//! by nibbles, the high ones weighing 16: 256 · 15 · 128 · 16 < 2^23 for a group.
 
 use std::ops::Range;
 
