@@ -13,6 +13,10 @@
 //! Q4_K                          |Σ sub · Σ code · x| ≤ 8 · 63 · 32 · 15 · 128 < 2^25, |Σ sub · Σ x| ≤ 8 · 63 · 32 · 128
 //! Q6_K                          |Σ sub · Σ (code - 32) · x| ≤ 16 · 128 · 16 · 63 · 128 < 2^28
 //! ```
+//!
+//! Levels without a dot product of bytes sum pairs of products in i16 first, for so many quads as fit whatever the codes
+//! are: 32767 / (2 · 128 · maximum), which is 8 for codes ≤ 15, 42 for ≤ 3 and 2 for ≤ 63. Greater codes are multiplied
+//! by nibbles, the high ones weighing 16: 256 · 15 · 128 · 16 < 2^23 for a group.
 
 use std::ops::Range;
 
@@ -103,6 +107,8 @@ pub(super) trait Source: Copy {
     const CODES: Codes;
     /// The greatest byte that `unpack` gives.
     const MAXIMUM: u8;
+    /// What a byte counts.
+    const WEIGHT: i16 = 1;
     /// Quad `p` of the step whose cells begin at `at` and lie `stride` bytes apart.
     unsafe fn unpack<L: Lanes>(l: L, at: *const u8, stride: usize, p: usize, table: L::I) -> L::I;
 }
@@ -173,6 +179,22 @@ impl Source for Lookup {
     }
 }
 
+/// The low or the high nibbles of bytes: their products fit pairs that those of whole bytes do not fit.
+#[derive(Clone, Copy)]
+struct Nibbles<S, const HIGH: bool>(S);
+
+impl<S: Source, const HIGH: bool> Source for Nibbles<S, HIGH> {
+    const CODES: Codes = S::CODES;
+    const MAXIMUM: u8 = 15;
+    const WEIGHT: i16 = if HIGH { 16 } else { 1 };
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(l: L, at: *const u8, stride: usize, p: usize, table: L::I) -> L::I {
+        // SAFETY: the caller's cells.
+        let codes = unsafe { S::unpack(l, at, stride, p, table) };
+        l.and(l.shift_right(codes, if HIGH { 4 } else { 0 }), l.bytes(15))
+    }
+}
+
 impl Operands<'_> {
     #[inline(always)]
     fn extent(&self, g: usize) -> Extent {
@@ -207,6 +229,17 @@ unsafe fn dots<L: Lanes, S: Source, const V: usize, const M: usize>(
     ahead: usize,
     table: L::I,
 ) {
+    if let Some(most) = L::PAIRS {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            if S::MAXIMUM <= 127 {
+                runs::<L, S, V, M>(l, acc, most, stride, bytes, w, x, steps, ahead, table);
+            } else {
+                runs::<L, Nibbles<S, true>, V, M>(l, acc, most, stride, bytes, w, x, steps, ahead, table);
+                runs::<L, Nibbles<S, false>, V, M>(l, acc, most, stride, bytes, w, x, steps, 0, table);
+            }
+        };
+    }
     let mut sums = *acc;
     // SAFETY: the caller has so many steps of codes and activations.
     unsafe {
@@ -217,6 +250,88 @@ unsafe fn dots<L: Lanes, S: Source, const V: usize, const M: usize>(
         }
     }
     *acc = sums;
+}
+
+/// `dots` by sums of pairs, which are added to `acc` before one of them could pass `most`.
+#[inline(always)]
+unsafe fn runs<L: Lanes, S: Source, const V: usize, const M: usize>(
+    l: L,
+    acc: &mut [[L::I; V]; M],
+    most: usize,
+    stride: usize,
+    bytes: usize,
+    mut w: *const u8,
+    mut x: *const u8,
+    steps: usize,
+    ahead: usize,
+    table: L::I,
+) {
+    // Quads that fit, and what they are of a step or how many steps.
+    let quads = most / (2 * 128 * usize::from(S::MAXIMUM));
+    let (part, run) = (quads.min(S::CODES.quads()), (quads / S::CODES.quads()).max(1));
+    let mut left = steps;
+    // SAFETY: the caller has so many steps of codes and activations.
+    unsafe {
+        while left > 0 {
+            let steps = run.min(left);
+            for first in (0..S::CODES.quads()).step_by(part) {
+                let mut sums = [[l.zero(); V]; M];
+                for step in 0..steps {
+                    let (w, x) = (w.add(step * bytes), x.add(step * S::CODES.quads() * M * QUAD));
+                    if first == 0 {
+                        fetch::<L, S, V>(l, stride, w, ahead);
+                    }
+                    for p in first..first + part {
+                        let (codes, x) = (quad_codes::<L, S, V, M>(l, stride, w, p, table), x.add(p * M * QUAD));
+                        for m in 0..M {
+                            let quad = l.quad(x.add(m * QUAD));
+                            for v in 0..V {
+                                sums[m][v] = l.pairs(sums[m][v], codes[v], quad);
+                            }
+                        }
+                    }
+                }
+                each!(m < M, {
+                    each!(v < V, {
+                        acc[m][v] = l.add_pairs(acc[m][v], sums[m][v], S::WEIGHT);
+                    });
+                });
+            }
+            w = w.add(steps * bytes);
+            x = x.add(steps * S::CODES.quads() * M * QUAD);
+            left -= steps;
+        }
+    }
+}
+
+/// Asks for the step that lies `ahead`.
+#[inline(always)]
+fn fetch<L: Lanes, S: Source, const V: usize>(l: L, stride: usize, w: *const u8, ahead: usize) {
+    if ahead > 0 {
+        for cell in 0..S::CODES.cells() {
+            for v in 0..V {
+                l.prefetch(w.wrapping_add(ahead + cell * stride + v * L::ROWS * QUAD));
+            }
+        }
+    }
+}
+
+/// The codes of quad `p` of a step.
+#[inline(always)]
+unsafe fn quad_codes<L: Lanes, S: Source, const V: usize, const M: usize>(
+    l: L,
+    stride: usize,
+    w: *const u8,
+    p: usize,
+    table: L::I,
+) -> [L::I; V] {
+    let at = if V * M > L::REGISTERS / 2 { again(w) } else { w };
+    let mut codes = [l.zero(); V];
+    for v in 0..V {
+        // SAFETY: the caller's step.
+        codes[v] = unsafe { S::unpack(l, at.add(v * L::ROWS * QUAD), stride, p, table) };
+    }
+    codes
 }
 
 /// One step of `dots`.
@@ -232,27 +347,13 @@ unsafe fn step<L: Lanes, S: Source, const V: usize, const M: usize>(
 ) {
     // SAFETY: the caller's step.
     unsafe {
-        if ahead > 0 {
-            for cell in 0..S::CODES.cells() {
-                for v in 0..V {
-                    l.prefetch(w.wrapping_add(ahead + cell * stride + v * L::ROWS * QUAD));
-                }
-            }
-        }
+        fetch::<L, S, V>(l, stride, w, ahead);
         for p in 0..S::CODES.quads() {
-            let at = if V * M > L::REGISTERS / 2 { again(w) } else { w };
-            let mut codes = [l.zero(); V];
-            for v in 0..V {
-                codes[v] = S::unpack(l, at.add(v * L::ROWS * QUAD), stride, p, table);
-            }
+            let codes = quad_codes::<L, S, V, M>(l, stride, w, p, table);
             for m in 0..M {
                 let quad = l.quad(x.add((p * M + m) * QUAD));
                 for v in 0..V {
-                    sums[m][v] = if S::MAXIMUM == 255 {
-                        l.dot::<255>(sums[m][v], codes[v], quad)
-                    } else {
-                        l.dot::<63>(sums[m][v], codes[v], quad)
-                    };
+                    sums[m][v] = l.dot(sums[m][v], codes[v], quad);
                 }
             }
         }
@@ -458,10 +559,10 @@ pub(super) unsafe fn base_three<L: Lanes, const V: usize, const M: usize>(l: L, 
                             for p in 0..4 {
                                 let codes = l.and(l.shift_right(two, 2 * p), l.bytes(3));
                                 let quad = l.quad(x.add(((4 * cell + p) * M + m) * QUAD));
-                                sums[m][v] = l.dot::<63>(sums[m][v], codes, quad);
+                                sums[m][v] = l.dot(sums[m][v], codes, quad);
                             }
                             let quad = l.quad(x.add(((16 + cell) * M + m) * QUAD));
-                            sums[m][v] = l.dot::<63>(sums[m][v], last, quad);
+                            sums[m][v] = l.dot(sums[m][v], last, quad);
                         }
                     }
                 }
@@ -612,10 +713,10 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
                         let (first, second) = (l.load(at), l.load(at.add(stride)));
                         each!(m < M, {
                             let quads = (*subs.add(m)).quads[plane].as_ptr();
-                            let high = l.dot::<63>(l.zero(), first, l.quad(quads));
-                            let high = l.dot::<63>(high, second, l.quad(quads.add(4)));
-                            let low = l.dot::<63>(l.times_128(high), first, l.quad(quads.add(8)));
-                            let sum = l.dot::<63>(low, second, l.quad(quads.add(12)));
+                            let high = l.dot(l.zero(), first, l.quad(quads));
+                            let high = l.dot(high, second, l.quad(quads.add(4)));
+                            let low = l.dot(l.times_128(high), first, l.quad(quads.add(8)));
+                            let sum = l.dot(low, second, l.quad(quads.add(12)));
                             minimum[m][v] = l.mul_add(minimum[m][v], l.splat_float(128.0), l.float(sum));
                         });
                     });

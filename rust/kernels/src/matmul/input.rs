@@ -190,8 +190,7 @@ fn key(matrix: &PackedMatrix) -> Option<(usize, Precision, bool)> {
 pub(crate) fn most_tokens(isa: Isa) -> usize {
     match isa {
         Isa::Scalar => 1,
-        Isa::Avx2 | Isa::AvxVnni => 4,
-        Isa::Avx512Vnni | Isa::Avx512Vbmi => 6,
+        Isa::Avx2 | Isa::AvxVnni | Isa::Avx512Vnni | Isa::Avx512Vbmi => 6,
     }
 }
 

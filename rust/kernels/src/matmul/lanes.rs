@@ -10,6 +10,8 @@ pub(super) trait Lanes: Copy {
     const ROWS: usize;
     /// Vector registers.
     const REGISTERS: usize;
+    /// The greatest sum that `pairs` holds, if it is not as good as `dot`.
+    const PAIRS: Option<usize> = None;
     /// Four bytes a lane, or one i32.
     type I: Copy;
     /// One f32 a lane.
@@ -36,8 +38,16 @@ pub(super) trait Lanes: Copy {
     fn table(self, table: &[u8; 16]) -> Self::I;
     /// The digits 0 to 3 of base-3 bytes as 2-bit codes of one byte, and digit 4.
     fn base_three(self, x: Self::I) -> (Self::I, Self::I);
-    /// `acc` plus the dot products of unsigned `codes`, at most `MAXIMUM`, with signed `x`.
-    fn dot<const MAXIMUM: u8>(self, acc: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// `acc` plus the dot products of unsigned `codes`, at most 127 where `PAIRS` has a limit, with signed `x`.
+    fn dot(self, acc: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// `partial` plus the products of unsigned `codes` with signed `x`, two to a sum; none may pass `PAIRS`.
+    fn pairs(self, partial: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        self.dot(partial, codes, x)
+    }
+    /// `acc` plus `weight` times the dot products behind the sums of `pairs`.
+    fn add_pairs(self, acc: Self::I, partial: Self::I, weight: i16) -> Self::I {
+        self.add(acc, self.mul(partial, self.splat(i32::from(weight))))
+    }
     fn add(self, a: Self::I, b: Self::I) -> Self::I;
     fn mul(self, a: Self::I, b: Self::I) -> Self::I;
     /// `x · 128`.

@@ -18,8 +18,6 @@ pub(super) const STREAM: usize = 16;
 const SPAN: usize = 12 << 10;
 /// The same for codes unpacked to bytes.
 const WIDE_SPAN: usize = 16 << 10;
-/// From so many blocks on, codes are unpacked once for all of them.
-const MANY: usize = 4000;
 
 /// The blocks of one instruction set.
 pub(super) trait Level {
@@ -31,6 +29,8 @@ pub(super) trait Level {
     const VECTORS: &[usize];
     /// The same for blocks that also keep their outputs in registers.
     const HELD: &[usize];
+    /// From so many blocks on, codes are unpacked once for all of them.
+    const UNPACK_FROM: usize;
     /// Most tokens for which base-3 codes are unpacked anew for each block.
     const MOST_DIRECT: usize = 2;
 
@@ -114,7 +114,7 @@ pub(super) unsafe fn integer<L: Level>(
     }
     let quads = records.steps(0) * records.codes.quads();
     let bytes = quads * records.tiles * CELL;
-    if blocks.len() >= MANY && records.codes != Codes::Eight && bytes <= WIDE_SPAN {
+    if blocks.len() >= L::UNPACK_FROM && records.codes != Codes::Eight && bytes <= WIDE_SPAN {
         let unpacked = Records { codes: Codes::Eight, ..*records };
         operands.records = &unpacked;
         operands.record_bytes = bytes;
@@ -148,7 +148,8 @@ fn extent(records: &Records, g: usize) -> Extent {
 /// All blocks of `tiles` × `blocks`, one span of groups after the other; codes come from memory if `cold`.
 unsafe fn run<L: Level>(o: &Operands<'_>, tokens: usize, tiles: usize, blocks: Range<usize>, cold: bool) {
     let (groups, record) = (o.records.groups, o.record_bytes.max(o.records.bytes(0)));
-    let spans = tokens <= STREAM && blocks.len() > 1 && record <= SPAN;
+    let once = blocks.len() == 1 && tiles * TILE <= L::ROWS * L::VECTORS[tokens.min(L::MOST_TOKENS) - 1];
+    let spans = tokens <= STREAM && !once && record <= SPAN;
     let span = if spans { SPAN / record } else { groups };
     let ahead = match (cold, spans) {
         (false, _) => 0,

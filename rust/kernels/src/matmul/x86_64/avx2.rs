@@ -1,13 +1,13 @@
 //! 256-bit vectors: AVX2 with FMA and F16C, and AVX-VNNI, which adds `vpdpbusd`.
 //!
-//! Without VNNI a dot product of four bytes is `vpmaddubsw`, whose pair sums saturate in i16, and `vpmaddwd` with ones.
-//! Pairs stay exact for codes of at most 127: 2 · 127 · 128 < 2^15. Greater codes are cut into bit 7 and the rest.
+//! Without VNNI `vpmaddubsw` multiplies bytes and adds pairs in i16, which `vpaddw` sums over as many quads as fit (see
+//! `matmul::block`) before one `vpmaddwd` widens them.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use crate::format::FloatType;
 use crate::format::layout::{Codes, Records, Trailer};
+use crate::format::{FloatType, SuperBlock};
 use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
 use crate::matmul::input::{Group, Shape, Sink, factors};
 use crate::matmul::lanes::Lanes;
@@ -50,6 +50,7 @@ macro_rules! memory {
 impl<const VNNI: bool> Lanes for Vectors<VNNI> {
     const ROWS: usize = 8;
     const REGISTERS: usize = 16;
+    const PAIRS: Option<usize> = if VNNI { None } else { Some(i16::MAX as usize) };
     type I = __m256i;
     type F = __m256;
 
@@ -99,6 +100,12 @@ impl<const VNNI: bool> Lanes for Vectors<VNNI> {
         mul_float(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
         mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
         neg_mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
+        pairs(partial: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+            _mm256_add_epi16(partial, _mm256_maddubs_epi16(codes, x))
+        }
+        add_pairs(acc: __m256i, partial: __m256i, weight: i16) -> __m256i {
+            _mm256_add_epi32(acc, _mm256_madd_epi16(partial, _mm256_set1_epi16(weight)))
+        }
         prefetch(at: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 
@@ -121,36 +128,28 @@ impl<const VNNI: bool> Lanes for Vectors<VNNI> {
     }
 
     #[inline(always)]
-    fn dot<const MAXIMUM: u8>(self, acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+    fn dot(self, acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
         // SAFETY: the token proves the features.
         unsafe {
             if VNNI {
                 return _mm256_dpbusd_avx_epi32(acc, codes, x);
             }
-            let fours = |codes: __m256i, weight: i16| {
-                _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(weight))
-            };
-            if MAXIMUM <= 127 {
-                return _mm256_add_epi32(acc, fours(codes, 1));
-            }
-            let rest = fours(_mm256_and_si256(codes, _mm256_set1_epi8(127)), 1);
-            let top = _mm256_and_si256(_mm256_srli_epi16::<7>(codes), _mm256_set1_epi8(1));
-            _mm256_add_epi32(acc, _mm256_add_epi32(rest, fours(top, 128)))
+            self.add_pairs(acc, _mm256_maddubs_epi16(codes, x), 1)
         }
     }
 }
 
 shells! {
     /// The kernels of AVX2.
-    Avx2, Vectors<false>, "avx2,fma,f16c", 4, [8, 4, 2, 2], [4, 2, 2, 2],
-    (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4),
+    Avx2, Vectors<false>, "avx2,fma,f16c", 6, [8, 4, 2, 2, 2, 2], [4, 2, 2, 2, 2, 2], unpack from 3,
+    (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4)(2, 5)(2, 6),
     base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
 }
 
 shells! {
     /// The kernels of AVX-VNNI.
-    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 4, [8, 4, 2, 2], [4, 2, 2, 2],
-    (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4),
+    AvxVnni, Vectors<true>, "avx2,fma,f16c,avxvnni", 6, [8, 4, 2, 2, 2, 2], [4, 2, 2, 2, 2, 2], unpack from usize::MAX,
+    (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)(2, 3)(2, 4)(2, 5)(2, 6),
     base three (2, 1)(4, 1)(8, 1)(2, 2)(4, 2)
 }
 

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::format::layout::{Codes, Records, Trailer};
-use crate::format::{FloatType, Precision};
+use crate::format::{FloatType, Precision, SuperBlock};
 use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
 use crate::matmul::input::{Group, Shape, Sink, levels};
 use crate::matmul::lanes::Lanes;
@@ -122,6 +122,7 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
         mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
         neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fnmadd_ps(a, b, c) }
         prefetch(at: *const u8) -> () { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, codes, x) }
     }
 
     memory! {
@@ -141,17 +142,11 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
             }
         } }
     }
-
-    #[inline(always)]
-    fn dot<const MAXIMUM: u8>(self, acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
-        // SAFETY: the token proves the features.
-        unsafe { _mm512_dpbusd_epi32(acc, codes, x) }
-    }
 }
 
 shells! {
     /// The kernels of AVX-512 VNNI.
-    Avx512Vnni, Avx512<false>, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 6, [4; 6], [4, 4, 4, 2, 2, 2],
+    Avx512Vnni, Avx512<false>, "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", 6, [4; 6], [4, 4, 4, 2, 2, 2], unpack from usize::MAX,
     (1, 1)(1, 2)(1, 3)(1, 4)(1, 5)(1, 6)(2, 1)(2, 2)(2, 3)(2, 4)(2, 5)(2, 6)
     (3, 1)(3, 2)(3, 3)(3, 4)(3, 5)(3, 6)(4, 1)(4, 2)(4, 3)(4, 4)(4, 5)(4, 6),
     base three (1, 1)(1, 2)(2, 1)(2, 2)(3, 1)(3, 2)(4, 1)(4, 2)
@@ -179,6 +174,7 @@ impl Level for Avx512Vbmi {
     const MOST_TOKENS: usize = Avx512Vnni::MOST_TOKENS;
     const VECTORS: &[usize] = Avx512Vnni::VECTORS;
     const HELD: &[usize] = Avx512Vnni::HELD;
+    const UNPACK_FROM: usize = Avx512Vnni::UNPACK_FROM;
 
     unsafe fn block(o: &Operands<'_>, place: &Place, vectors: usize, tokens: usize) {
         // SAFETY: the caller's promise.

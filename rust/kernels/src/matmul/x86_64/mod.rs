@@ -10,7 +10,7 @@ pub(super) mod avx512;
 macro_rules! shells {
     (
         $(#[$doc:meta])*
-        $name:ident, $lanes:ty, $features:literal, $most:literal, $vectors:expr, $held:expr,
+        $name:ident, $lanes:ty, $features:literal, $most:literal, $vectors:expr, $held:expr, unpack from $unpack:expr,
         $(($v:literal, $m:literal))*, base three $(($bv:literal, $bm:literal))*
     ) => {
         $(#[$doc])*
@@ -73,12 +73,14 @@ macro_rules! shells {
             const MOST_TOKENS: usize = $most;
             const VECTORS: &[usize] = &$vectors;
             const HELD: &[usize] = &$held;
+            const UNPACK_FROM: usize = $unpack;
 
             unsafe fn block(o: &Operands<'_>, place: &Place, vectors: usize, tokens: usize) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match (o.records.codes, o.stored.trailer) {
-                        (Codes::Eight, Trailer::Super(_)) => Self::any_super::<Bytes<63>>(o, place, vectors, tokens),
+                        (Codes::Eight, Trailer::Super(SuperBlock::Q4K)) => Self::any_super::<Bytes<15>>(o, place, vectors, tokens),
+                        (Codes::Eight, Trailer::Super(SuperBlock::Q6K)) => Self::any_super::<Bytes<63>>(o, place, vectors, tokens),
                         (Codes::Four, Trailer::Super(_)) => Self::any_super::<Four>(o, place, vectors, tokens),
                         (_, Trailer::Super(_)) => Self::any_super::<Six>(o, place, vectors, tokens),
                         (Codes::Four, Trailer::Scales { table: Some(_), .. }) => {
@@ -86,7 +88,7 @@ macro_rules! shells {
                         }
                         (Codes::Four, _) => Self::any_grouped::<Four>(o, place, vectors, tokens),
                         (Codes::Eight, Trailer::Scales { table: None, .. }) if o.stored.codes != Codes::Eight => {
-                            Self::any_grouped::<Bytes<63>>(o, place, vectors, tokens);
+                            Self::any_grouped::<Bytes<15>>(o, place, vectors, tokens);
                         }
                         (Codes::Eight, _) => Self::any_grouped::<Bytes<255>>(o, place, vectors, tokens),
                         (Codes::Two, _) => Self::any_grouped::<Two>(o, place, vectors, tokens),
