@@ -104,7 +104,7 @@ MIRI_TESTS := small_products_agree random_matrices memory::tests::small pool::te
 .PHONY: miri
 miri: ## run what Miri can run of the kernels, where nightly Rust has it
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
-		MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-ignore-leaks" cargo +nightly miri test -p farthing-kernels --lib -- $(MIRI_TESTS); \
+		MIRIFLAGS="-Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-ignore-leaks" cargo +nightly miri test -p farthing-kernels --lib -- $(MIRI_TESTS); \
 	else echo "miri: skipped, since it is not installed (rustup toolchain install nightly --component miri)"; fi
 
 .PHONY: clean

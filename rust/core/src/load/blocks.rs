@@ -161,7 +161,9 @@ impl Blocks {
             match self.compact {
                 Compact::Lookup(table) => {
                     let values = table.values();
-                    codes.iter_mut().for_each(|code| *code = values[usize::from(*code)].cast_unsigned() ^ 0x80);
+                    for code in codes.iter_mut() {
+                        *code = values[usize::from(*code)].cast_unsigned() ^ 0x80;
+                    }
                 }
                 Compact::Ternary => codes.iter_mut().for_each(|code| *code += 7),
                 Compact::Integer | Compact::Super(_) => {}
@@ -267,7 +269,8 @@ fn q8_0(block: &[u8], codes: &mut [u8], scales: &mut [f32], _: &mut [f32]) {
 fn super_blocks<'a>(kind: SuperBlock, blocks: impl Iterator<Item = &'a [u8]>, out: &mut RowCodes) {
     let (mut scales, mut minima) = (Vec::new(), Vec::new());
     let RowCodes { codes, sub_scales, sub_minima, .. } = out;
-    (sub_scales.clear(), sub_minima.clear());
+    sub_scales.clear();
+    sub_minima.clear();
     for block in blocks {
         match kind {
             SuperBlock::Q4K => {
@@ -286,7 +289,9 @@ fn super_blocks<'a>(kind: SuperBlock, blocks: impl Iterator<Item = &'a [u8]>, ou
         }
     }
     if kind == SuperBlock::Q6K {
-        codes.iter_mut().for_each(|code| *code -= 128 - 32);
+        for code in codes {
+            *code -= 128 - 32;
+        }
     }
     out.scales = scales;
     out.offsets = minima;

@@ -82,8 +82,13 @@ impl TensorKind {
     pub fn block_elements(self) -> u64 {
         match self {
             TensorKind::F32 | TensorKind::F16 | TensorKind::Bf16 => 1,
-            TensorKind::Q4_0 | TensorKind::Q4_1 | TensorKind::Q5_0 | TensorKind::Q5_1 | TensorKind::Q8_0 => 32,
-            TensorKind::Iq4Nl | TensorKind::Mxfp4 => 32,
+            TensorKind::Q4_0
+            | TensorKind::Q4_1
+            | TensorKind::Q5_0
+            | TensorKind::Q5_1
+            | TensorKind::Q8_0
+            | TensorKind::Iq4Nl
+            | TensorKind::Mxfp4 => 32,
             TensorKind::Q4K | TensorKind::Q5K | TensorKind::Q6K | TensorKind::Tq1_0 | TensorKind::Tq2_0 => 256,
             TensorKind::Other(other) => other.elements,
         }
@@ -94,7 +99,7 @@ impl TensorKind {
         match self {
             TensorKind::F32 => 4,
             TensorKind::F16 | TensorKind::Bf16 => 2,
-            TensorKind::Q4_0 => 18,
+            TensorKind::Q4_0 | TensorKind::Iq4Nl => 18,
             TensorKind::Q4_1 => 20,
             TensorKind::Q5_0 => 22,
             TensorKind::Q5_1 => 24,
@@ -102,7 +107,6 @@ impl TensorKind {
             TensorKind::Q4K => 144,
             TensorKind::Q5K => 176,
             TensorKind::Q6K => 210,
-            TensorKind::Iq4Nl => 18,
             TensorKind::Mxfp4 => 17,
             TensorKind::Tq1_0 => 54,
             TensorKind::Tq2_0 => 66,

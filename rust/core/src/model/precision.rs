@@ -21,8 +21,9 @@ use farthing_kernels::format::{Format, Precision};
 pub fn precision(role: Role, format: Format, activations: Activations) -> Precision {
     match (format, activations, role) {
         (Format::Float(_), ..) | (_, Activations::F32, _) => Precision::F32,
-        (_, Activations::A8, _) | (_, Activations::Auto, Role::AttentionOutput) => Precision::A8,
-        (Format::Ternary { group: None, .. }, Activations::Auto, _) => Precision::A8,
+        (_, Activations::A8, _)
+        | (_, Activations::Auto, Role::AttentionOutput)
+        | (Format::Ternary { group: None, .. }, Activations::Auto, _) => Precision::A8,
         (_, Activations::A16 | Activations::Auto, _) => Precision::A16,
     }
 }

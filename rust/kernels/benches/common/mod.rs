@@ -10,7 +10,7 @@ const fn ternary(packing: Packing) -> Format {
     Format::Ternary { packing, group: None, scale: FloatType::F16 }
 }
 
-pub const FORMATS: [(&str, Format); 10] = [
+pub(crate) const FORMATS: [(&str, Format); 10] = [
     ("int4 g128", integer(Bits::Four, 128, Offset::Symmetric)),
     ("int4 g32", integer(Bits::Four, 32, Offset::Symmetric)),
     ("int4 g32 minimum", integer(Bits::Four, 32, Offset::Minimum)),
@@ -24,6 +24,6 @@ pub const FORMATS: [(&str, Format); 10] = [
 ];
 
 /// Activations that look like any others.
-pub fn activations(m: usize, k: usize) -> Vec<f32> {
+pub(crate) fn activations(m: usize, k: usize) -> Vec<f32> {
     (0..m * k).map(|i| (i * 7919 % 1009) as f32 / 504.5 - 1.0).collect()
 }

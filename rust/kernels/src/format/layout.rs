@@ -73,15 +73,11 @@ impl Layout {
 
     /// Bytes of a panel of `tiles` tiles; panics on overflow, which `checked_bytes` has excluded.
     pub(crate) fn panel_bytes(&self, tiles: usize) -> usize {
-        match self.format {
-            Format::Float(kind) => {
-                self.k.next_multiple_of(if kind == FloatType::F32 { 1 } else { 2 }) * tiles * TILE * kind.bytes()
-            }
-            _ => {
-                let records = self.records(tiles);
-                records.start(records.groups - 1) + records.bytes(records.groups - 1)
-            }
+        if let Format::Float(kind) = self.format {
+            return self.k.next_multiple_of(if kind == FloatType::F32 { 1 } else { 2 }) * tiles * TILE * kind.bytes();
         }
+        let records = self.records(tiles);
+        records.start(records.groups - 1) + records.bytes(records.groups - 1)
     }
 
     /// Bytes of the whole matrix, if that and every product on the way fits.

@@ -222,7 +222,7 @@ fn check<E>(k: usize, format: Format, precision: Precision) -> Result<(), PackEr
             return Err(PackError::Group { got, expected: "the whole row for base 3" });
         }
         Format::Ternary { group: Some(group), .. } => {
-            one_of(group, &[32, 64, 128, 256], "32, 64, 128, 256 or the row")?
+            one_of(group, &[32, 64, 128, 256], "32, 64, 128, 256 or the row")?;
         }
         Format::Ternary { group: None, .. } if k > 1 << 16 => {
             return Err(PackError::Inputs { got: k, expected: "at most 65536 for one scale a row" });

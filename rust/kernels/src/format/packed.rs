@@ -119,15 +119,21 @@ fn dequantize_group(record: &[u8], records: &Records, steps: usize, row: usize, 
     match records.trailer {
         Trailer::Scales { table: Some(table), .. } => {
             let values = table.values();
-            out.iter_mut().for_each(|w| *w = scale * f32::from(values[*w as usize]));
+            for w in out {
+                *w = scale * f32::from(values[*w as usize]);
+            }
         }
         Trailer::Scales { offset: Offset::Minimum, .. } => {
             let minimum = load_float(offsets, records.scale(), row);
-            out.iter_mut().for_each(|w| *w = scale.mul_add(*w, minimum));
+            for w in out {
+                *w = scale.mul_add(*w, minimum);
+            }
         }
         Trailer::Scales { offset, zero, .. } => {
             let zero = f32::from(if offset == Offset::ZeroPoint { offsets[row] } else { zero });
-            out.iter_mut().for_each(|w| *w = scale * (*w - zero));
+            for w in out {
+                *w = scale * (*w - zero);
+            }
         }
         Trailer::Super(kind) => {
             for (sub, out) in out.chunks_mut(kind.group()).enumerate() {
@@ -137,9 +143,15 @@ fn dequantize_group(record: &[u8], records: &Records, steps: usize, row: usize, 
                     SuperBlock::Q4K => {
                         let stored = record[records.sub_minimum(steps, row, sub)];
                         let minimum = -(load_float(offsets, FloatType::F16, row) * f32::from(stored));
-                        out.iter_mut().for_each(|w| *w = scale.mul_add(*w, minimum));
+                        for w in out {
+                            *w = scale.mul_add(*w, minimum);
+                        }
                     }
-                    SuperBlock::Q6K => out.iter_mut().for_each(|w| *w = scale * (*w - 32.0)),
+                    SuperBlock::Q6K => {
+                        for w in out {
+                            *w = scale * (*w - 32.0);
+                        }
+                    }
                 }
             }
         }

@@ -160,7 +160,7 @@ fn weights_on_a_grid_come_back() {
                 let scale = FloatType::F16.round(0.013 * (n + 1) as f32);
                 match offset {
                     Offset::Minimum => scale.mul_add(code as f32, FloatType::F16.round(-0.02 * n as f32)),
-                    _ => scale * (code as f32 - 8.0) * if n % 2 == 0 { 1.0 } else { -1.0 },
+                    _ => scale * (code as f32 - 8.0) * if n.is_multiple_of(2) { 1.0 } else { -1.0 },
                 }
             };
             let format = Format::Integer { bits: Bits::Four, group: 32, offset, scale: FloatType::F16 };

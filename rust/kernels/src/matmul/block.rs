@@ -18,6 +18,9 @@
 //! are: 32767 / (2 · 128 · maximum), which is 8 for codes ≤ 15, 42 for ≤ 3 and 2 for ≤ 63. Greater codes are multiplied
 //! by nibbles, the high ones weighing 16: 256 · 15 · 128 · 16 < 2^23 for a group.
 
+// Loops over registers read best by index.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
 use super::input::{Group, Subs};
@@ -208,7 +211,8 @@ fn again(at: *const u8) -> *const u8 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     let mut at = at;
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: no instruction at all.
+    #[allow(clippy::pointers_in_nomem_asm_block)]
+    // SAFETY: no instruction at all; the memory behind the pointer is not touched.
     unsafe {
         std::arch::asm!("/* {0} */", inout(reg) at, options(nomem, nostack, preserves_flags));
     }
@@ -547,7 +551,11 @@ pub(super) unsafe fn base_three<L: Lanes, const V: usize, const M: usize>(l: L, 
                 let x = o.codes.add(place.token * o.stride + plane * o.last.plane * M);
                 let x = x.add(step * Codes::BaseThree.quads() * QUAD * M);
                 if plane == 1 {
-                    sums = sums.map(|sums| sums.map(|sum| l.times_128(sum)));
+                    each!(m < M, {
+                        each!(v < V, {
+                            sums[m][v] = l.times_128(sums[m][v]);
+                        });
+                    });
                 }
                 for cell in 0..4 {
                     let at = w.add(cell * stride);

@@ -62,7 +62,7 @@ pub(crate) fn integer(
             for (tile, y) in tiles.clone().zip(y.as_chunks_mut::<TILE>().0) {
                 match records.trailer {
                     Trailer::Scales { .. } => {
-                        let sums = dot(records, record, tile, 0, x, |xq| i32::from(xq));
+                        let sums = dot(records, record, tile, 0, x, i32::from);
                         finish(records, &record[records.scales(records.steps(g))..], tile, &group, &sums, y);
                     }
                     Trailer::Super(kind) => {

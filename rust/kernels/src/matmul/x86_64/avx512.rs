@@ -31,7 +31,7 @@ impl<const VBMI: bool> Avx512<VBMI> {
 const DIGITS: [u8; 256] = {
     let (mut table, mut byte) = ([0; 256], 0);
     while byte < 256 {
-        table[byte] = (byte % 3 | byte / 3 % 3 << 2 | byte / 9 % 3 << 4 | byte / 27 % 3 << 6) as u8;
+        table[byte] = ((byte % 3) | ((byte / 3 % 3) << 2) | ((byte / 9 % 3) << 4) | ((byte / 27 % 3) << 6)) as u8;
         byte += 1;
     }
     table
