@@ -89,11 +89,14 @@ def cost_curve(
 ) -> CostCurve:
     """How the time of a product grows with its rows on this machine, for a format of `farthing.quantize`.
 
-    Measured with matrices that come from memory, in a fraction of a second, and kept in the cache directory for the CPU,
-    instruction set, threads, format and shape class. It may steer scheduling; no result depends on it.
+    Measured with matrices that come from memory, in a fraction of a second, and kept in the cache directory for the
+    CPU, instruction set, threads, format and shape class. It may steer scheduling; no result depends on it.
 
     Args:
-        weights: as for `farthing.quantize`, like ``group``, ``symmetric`` and ``activations``.
+        weights: as for `farthing.quantize`.
+        group: as for `farthing.quantize`.
+        symmetric: as for `farthing.quantize`.
+        activations: as for `farthing.quantize`.
         shape: (N, K) of the matrix; both sides are rounded to powers of two from 64 to 8192.
         threads: by default what this process may use.
 

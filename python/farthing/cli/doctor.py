@@ -11,7 +11,6 @@ import typer
 from . import options as opt
 from .terminal import errors
 
-
 # What the cost curves are shown for: weights, inputs that share a scale.
 CURVES = (("int4", 128), ("int4", 32), ("int8", 128), ("ternary", 1), ("bf16", 1))
 ROWS = (2, 4, 8, 16, 32, 64)
