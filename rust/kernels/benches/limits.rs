@@ -3,6 +3,8 @@
 //! Copies of the matrix are used in turn, so that weights come from memory; activations are quantised inside the time.
 //! `cargo bench -p farthing-kernels --bench limits -- [format filter] [--threads N] [--rounds N] [--m ROWS]`
 
+#![allow(clippy::print_stdout)]
+
 use std::time::Instant;
 
 use farthing_kernels::format::{Format, PackedMatrix, Precision};

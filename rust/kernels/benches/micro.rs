@@ -3,6 +3,8 @@
 //! Prints the share of the int8 rate that each format reaches at several numbers of rows, and for one row the weights and
 //! bytes read in a second. `cargo bench -p farthing-kernels --bench micro -- [format filter]`
 
+#![allow(clippy::print_stdout)]
+
 use std::time::Instant;
 
 use farthing_kernels::format::{PackedMatrix, Precision};

@@ -90,13 +90,12 @@ pub(crate) fn product(x: Floats<'_>, k: usize, targets: &mut [Target<'_>]) {
             let mut jobs: Vec<Job<'_>> = Vec::with_capacity(targets.len());
             for (target, &bias) in targets.iter_mut().zip(&biases) {
                 let width = target.matrix.rows();
-                let out = match &mut target.out {
-                    FloatsMut::F32(out) => &mut out[first * width..(first + rows) * width],
-                    _ => {
-                        let (own, rest) = std::mem::take(&mut space).split_at_mut(rows * width);
-                        space = rest;
-                        own
-                    }
+                let out = if let FloatsMut::F32(out) = &mut target.out {
+                    &mut out[first * width..(first + rows) * width]
+                } else {
+                    let (own, rest) = std::mem::take(&mut space).split_at_mut(rows * width);
+                    space = rest;
+                    own
                 };
                 jobs.push(Job { matrix: target.matrix, bias, add: false, out });
             }
