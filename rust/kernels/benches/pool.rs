@@ -3,6 +3,8 @@
 //!
 //! `cargo bench -p farthing-kernels --bench pool -- [--threads N] [--seconds N]`; `FARTHING_PIN` chooses pinning.
 
+#![allow(clippy::print_stdout)]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
