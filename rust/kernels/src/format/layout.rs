@@ -21,9 +21,12 @@
 //!
 //! ```text
 //! groups        tiles × 16 scales in their own type, tiles × 16 zero points (u8) or minima (type of the scales)
-//! super-block   Q4_K: 8 × tiles × 16 sub-scales (u8), 2 cells of sub-minima (byte 4 * row + j of cell c is that of
-//!               sub-block 4 c + j), tiles × 16 d and as many dmin (f16); Q6_K: 16 × tiles × 16 sub-scales (i8), d (f16)
+//! super-block   Q4_K: 2 cells of sub-minima (byte 4 * row + j of cell c is that of sub-block 4 c + j), tiles × 16 d and
+//!               as many dmin (f16); Q6_K: tiles × 16 d (f16)
 //! ```
+//!
+//! In super-blocks, the steps of each sub-block are followed by its tiles × 16 sub-scales (Q4_K u8, Q6_K i8), so that the
+//! kernels read everything in the order of its addresses.
 //!
 //! A short last group has a shorter record: its steps are only those it needs. A float panel is `[k][tiles * 16]` f32,
 //! or, for 16-bit floats, `[k / 2][tiles]` cells of 16 rows × 2 inputs.
@@ -231,16 +234,30 @@ impl Records {
         }
     }
 
-    /// First sub-scale of a super-block of `steps` steps.
-    pub(crate) fn sub_scales(&self, steps: usize) -> usize {
-        steps * self.step_bytes()
+    /// Steps of a sub-block.
+    fn sub_steps(&self, kind: SuperBlock) -> usize {
+        kind.group() / (self.codes.quads() * QUAD)
+    }
+
+    /// First byte of a step, counted from the start of its record.
+    pub(crate) fn step_start(&self, step: usize) -> usize {
+        let sub_scales = match self.trailer {
+            Trailer::Scales { .. } => 0,
+            Trailer::Super(kind) => step / self.sub_steps(kind) * self.tiles * TILE,
+        };
+        step * self.step_bytes() + sub_scales
+    }
+
+    /// Where the sub-scale of `row` for sub-block `sub` of a super-block lies in its record.
+    pub(crate) fn sub_scale(&self, kind: SuperBlock, row: usize, sub: usize) -> usize {
+        (sub + 1) * self.sub_steps(kind) * self.step_bytes() + sub * self.tiles * TILE + row
     }
 
     /// First sub-minimum of a super-block of `steps` steps.
     pub(crate) fn sub_minima(&self, steps: usize) -> usize {
         match self.trailer {
-            Trailer::Scales { .. } => self.sub_scales(steps),
-            Trailer::Super(kind) => self.sub_scales(steps) + SuperBlock::INPUTS / kind.group() * self.tiles * TILE,
+            Trailer::Scales { .. } => steps * self.step_bytes(),
+            Trailer::Super(kind) => steps * self.step_bytes() + SuperBlock::INPUTS / kind.group() * self.tiles * TILE,
         }
     }
 
@@ -272,7 +289,7 @@ impl Records {
     pub(crate) fn cell(&self, record: &[u8], tile: usize, quad: usize) -> [u8; CELL] {
         let (step, p) = (quad / self.codes.quads(), quad % self.codes.quads());
         let cell = |c: usize| {
-            let at = step * self.step_bytes() + (c * self.tiles + tile) * CELL;
+            let at = self.step_start(step) + (c * self.tiles + tile) * CELL;
             <[u8; CELL]>::try_from(&record[at..at + CELL]).expect("a cell is 64 bytes")
         };
         match self.codes {
@@ -295,7 +312,7 @@ impl Records {
         let (step, p) = (quad / self.codes.quads(), quad % self.codes.quads());
         let tile = row / TILE;
         let mut add = |c: usize, value: [u8; QUAD]| {
-            let at = step * self.step_bytes() + (c * self.tiles + tile) * CELL + row % TILE * QUAD;
+            let at = self.step_start(step) + (c * self.tiles + tile) * CELL + row % TILE * QUAD;
             for (byte, value) in record[at..at + QUAD].iter_mut().zip(value) {
                 *byte += value;
             }

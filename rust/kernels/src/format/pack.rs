@@ -364,7 +364,7 @@ fn store_trailers<E>(records: &Records, row: usize, codes: &RowCodes, bytes: &mu
                 if block == SuperBlock::Q4K && !(0..=63).contains(&got) {
                     return Err(PackError::SubScale { row, sub: g * subs + sub, got });
                 }
-                record[records.sub_scales(steps) + sub * records.tiles * TILE + row_in_panel] = got.cast_unsigned();
+                record[records.sub_scale(block, row_in_panel, sub)] = got.cast_unsigned();
                 if block == SuperBlock::Q4K {
                     let got = codes.sub_minima[g * subs + sub];
                     if got > 63 {

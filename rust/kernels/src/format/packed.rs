@@ -137,7 +137,7 @@ fn dequantize_group(record: &[u8], records: &Records, steps: usize, row: usize, 
         }
         Trailer::Super(kind) => {
             for (sub, out) in out.chunks_mut(kind.group()).enumerate() {
-                let stored = record[records.sub_scales(steps) + sub * records.tiles * TILE + row];
+                let stored = record[records.sub_scale(kind, row, sub)];
                 let scale = scale * f32::from(stored.cast_signed());
                 match kind {
                     SuperBlock::Q4K => {

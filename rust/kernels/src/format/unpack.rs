@@ -36,8 +36,7 @@ impl PackedMatrix {
             }
             if let Trailer::Super(kind) = records.trailer {
                 for sub in 0..SuperBlock::INPUTS / kind.group() {
-                    let at = records.sub_scales(steps) + sub * records.tiles * TILE + row;
-                    out.sub_scales.push(record[at].cast_signed());
+                    out.sub_scales.push(record[records.sub_scale(kind, row, sub)].cast_signed());
                     if kind == SuperBlock::Q4K {
                         out.sub_minima.push(record[records.sub_minimum(steps, row, sub)]);
                     }

@@ -641,8 +641,9 @@ pub(super) unsafe fn unpack<L: Lanes, S: Source>(
     // SAFETY: the caller has the groups, and room for their bytes.
     unsafe {
         for g in groups {
-            let mut from = panel.add(records.start(g));
-            for _ in 0..records.steps(g) {
+            let record = panel.add(records.start(g));
+            for step in 0..records.steps(g) {
+                let from = record.add(records.step_start(step));
                 for lane in (0..cells).step_by(L::ROWS * QUAD) {
                     for cell in 0..S::CODES.cells() {
                         l.prefetch(from.wrapping_add(cell * cells + lane + ahead));
@@ -651,7 +652,6 @@ pub(super) unsafe fn unpack<L: Lanes, S: Source>(
                         l.store(S::unpack(l, from.add(lane), cells, p, table), out.add(p * cells + lane));
                     }
                 }
-                from = from.add(records.step_bytes());
                 out = out.add(S::CODES.quads() * cells);
             }
         }
@@ -670,8 +670,11 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
     let (steps, rows, groups) = (records.steps(0), o.tile * TILE + place.vector * L::ROWS, records.groups);
     let sub_steps = kind.group() / (S::CODES.quads() * QUAD);
     let (stride, bytes) = (records.tiles * CELL, o.records.step_bytes());
-    let sub_row = records.tiles * TILE;
-    let (sub_scales, sub_minima) = (records.sub_scales(steps) + rows, records.sub_minima(steps) + rows * MINIMA);
+    let (sub_row, sub_minima) = (records.tiles * TILE, records.sub_minima(steps) + rows * MINIMA);
+    // Codes that have been unpacked have no scales between them.
+    let stride_of_sub = sub_steps * bytes + if o.records.codes == records.codes { sub_row } else { 0 };
+    let (first_scale, stride_of_scales) =
+        (records.sub_scale(kind, rows, 0), records.sub_scale(kind, 0, 1) - records.sub_scale(kind, 0, 0));
     let signed = kind == SuperBlock::Q6K;
     // SAFETY: the caller vouches for every tile, token and group.
     unsafe {
@@ -681,8 +684,6 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
             let extent = o.extent(g);
             let w = o.panel.add(g * o.record_bytes + rows * QUAD);
             let x = o.codes.add(place.token * o.stride + g * SuperBlock::INPUTS * o.planes * M);
-            // The first sub-block needs its scales, which stand behind all codes, long before the codes around them.
-            fetch_trailer(l, o, g, if place.ahead > 0 { o.stored_bytes } else { 0 });
             let scales = o.groups.add(place.token * groups + g * M);
             let subs = o.subs.add(place.token * groups + g * M);
             let mut total = [[l.splat_float(0.0); V]; M];
@@ -698,9 +699,12 @@ pub(super) unsafe fn super_blocks<L: Lanes, S: Source, const V: usize, const M: 
                             acc[m] = [l.splat((*subs.add(m)).minus_32_sums[plane][sub]); V];
                         });
                     }
-                    let (w, x) = (w.add(sub * sub_steps * bytes), x.add(sub * kind.group() * M));
+                    let (w, x) = (w.add(sub * stride_of_sub), x.add(sub * kind.group() * M));
                     dots::<L, S, V, M>(l, &mut acc, stride, bytes, w, x, sub_steps, ahead, l.zero());
-                    let at = record.add(sub_scales + sub * sub_row);
+                    let at = record.add(first_scale + sub * stride_of_scales);
+                    if ahead > 0 {
+                        l.prefetch(at.wrapping_add(ahead));
+                    }
                     each!(v < V, {
                         let at = at.add(v * L::ROWS);
                         let scale = if signed { l.widen_signed(at) } else { l.widen_unsigned(at) };

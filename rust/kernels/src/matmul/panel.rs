@@ -84,7 +84,7 @@ pub(super) unsafe fn integer<L: Level>(
         stored: records,
         trailers: panel.as_ptr(),
         stored_bytes: records.start(1),
-        codes_bytes: records.steps(0) * records.step_bytes(),
+        codes_bytes: records.sub_minima(records.steps(0)),
         full: extent(records, 0),
         last: extent(records, groups - 1),
         tile: tiles.start,

@@ -119,7 +119,7 @@ fn super_block(
             let codes = dot(records, record, tile, sub * kind.group() / QUAD, x, |xq| split(xq, planes)[plane]);
             for lane in 0..TILE {
                 let row = tile * TILE + lane;
-                let scale = record[records.sub_scales(steps) + sub * records.tiles * TILE + row].cast_signed();
+                let scale = record[records.sub_scale(kind, row, sub)].cast_signed();
                 match kind {
                     SuperBlock::Q4K => {
                         let quads = &subs.quads[plane];
