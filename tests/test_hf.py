@@ -110,10 +110,12 @@ def test_gradients_flow_through_an_accelerated_model(tiny_directory: Callable[[s
     traced.backward()
     with torch.no_grad():
         torch.testing.assert_close(loss(embedded), traced, rtol=1e-4, atol=1e-4)
-        direction = torch.randn_like(embedded)
-        step = 1e-3
+        # Along a short step the loss is straight, and its difference still far above the rounding of float32.
+        direction = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0))
+        direction /= direction.norm()
+        step = 4e-3
         slope = (loss(embedded + step * direction) - loss(embedded - step * direction)) / (2 * step)
-    torch.testing.assert_close((x.grad * direction).sum(), slope, rtol=0.01, atol=0.01)
+    torch.testing.assert_close((x.grad * direction).sum(), slope, rtol=0.01, atol=1e-3)
 
 
 class Odd(torch.nn.Module):
