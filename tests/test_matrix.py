@@ -212,3 +212,13 @@ def test_rows_do_not_depend_on_each_other() -> None:
 
 def test_examples_run() -> None:
     assert doctest.testmod(farthing.matrix).failed == 0
+
+
+@pytest.mark.parametrize("weights", ["ternary", "mxfp4", "nf4", "iq4_nl"])
+def test_formats_without_a_minimum_say_so(weights: str) -> None:
+    w = np.linspace(-1, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    with pytest.raises(ValueError, match=f"symmetric: got False, expected True for {weights}"):
+        ft.quantize(w, weights, group=32, symmetric=False)
+    m = ft.quantize(w, weights, group=32, activations="a16")
+    x = np.eye(64, dtype=np.float32)
+    np.testing.assert_allclose(m.matmul(x), m.dequantize().T, atol=1e-3)

@@ -22,9 +22,10 @@ def quantize(
 
     Args:
         w: (N, K) outputs and inputs, float32, float16 or (torch only) bfloat16; numpy array or CPU tensor.
-        weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16``.
-        group: inputs that share a scale, 16, 32, 64 or 128; float weights have none.
-        symmetric: a scale for each group; if false, a scale and a minimum.
+        weights: ``int4``, ``int8``; ``ternary`` (-1, 0 and 1, BitNet b1.58); ``mxfp4`` (OCP microscaling),
+            ``nf4`` (QLoRA) or ``iq4_nl`` (GGUF), four bits that choose from a table; ``f32``, ``f16`` or ``bf16``.
+        group: inputs that share a scale, 16, 32, 64 or 128; ternary weights have a scale for each row, floats none.
+        symmetric: a scale for each group; if false, a scale and a minimum, for ``int4`` and ``int8`` alone.
         activations: what the weights are multiplied with: ``a8``, ``a16`` (8 or 15 bits, a scale per group), ``f32``,
             or ``auto``, which is ``a16``, and ``f32`` for float weights.
 

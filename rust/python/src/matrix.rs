@@ -48,6 +48,11 @@ pub(crate) fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Forma
         let known: Vec<_> = FORMATS.iter().map(|(name, _)| *name).collect();
         PyValueError::new_err(format!("weights: got {name:?}, expected one of {}", known.join(", ")))
     })?;
+    if !symmetric && matches!(kind, Kind::Ternary | Kind::Lookup(_)) {
+        return Err(PyValueError::new_err(format!(
+            "symmetric: got False, expected True for {name}, which has no minimum"
+        )));
+    }
     Ok(match kind {
         Kind::Integer(bits) => {
             let offset = if symmetric { Offset::Symmetric } else { Offset::Minimum };

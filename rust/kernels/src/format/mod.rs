@@ -11,7 +11,7 @@ mod names;
 mod pack;
 mod packed;
 mod quantize;
-mod random;
+pub(crate) mod random;
 mod ternary;
 #[cfg(test)]
 mod tests;

@@ -5,11 +5,11 @@ use std::convert::Infallible;
 use super::{Bits, FloatType, Format, Offset, PackError, PackedMatrix, Precision, SuperBlock};
 use crate::memory::{AlignedBytes, OutOfMemory};
 
-/// splitmix64.
-struct Noise(u64);
+/// splitmix64: reproducible numbers.
+pub(crate) struct Noise(pub(crate) u64);
 
 impl Noise {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::budget::{Activations, error_budget};
 use super::*;
 use crate::activation::activate_multiply;
+use crate::format::random::Noise;
 use crate::format::{Bits, FloatType, Format, Offset, Packing, Precision, RowCodes, SuperBlock, Table};
 use crate::isa::Isa;
 
@@ -14,18 +15,7 @@ const OFFSETS: [Offset; 3] = [Offset::Symmetric, Offset::ZeroPoint, Offset::Mini
 const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
 const PRECISIONS: [Precision; 3] = [Precision::A8, Precision::A16, Precision::F32];
 
-/// Reproducible numbers for tests: splitmix64.
-struct Noise(u64);
-
 impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// Uniform in 0..1.
     fn uniform(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64

@@ -12,7 +12,7 @@ use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Sour
 use crate::matmul::input::{Group, Shape, Sink, factors};
 use crate::matmul::lanes::Lanes;
 use crate::matmul::panel::Level;
-use crate::matmul::x86_64::shells;
+use crate::matmul::x86_64::{intrinsics, memory, shells};
 
 /// Proof that the CPU has AVX2, FMA and F16C, and AVX-VNNI where `VNNI`.
 #[derive(Clone, Copy)]
@@ -25,26 +25,6 @@ impl<const VNNI: bool> Vectors<VNNI> {
     unsafe fn new() -> Self {
         Vectors(())
     }
-}
-
-macro_rules! intrinsics {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: the token proves the features.
-            unsafe { $body }
-        }
-    )*};
-}
-
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: the token proves the features; the caller has the memory.
-            unsafe { $body }
-        }
-    )*};
 }
 
 impl<const VNNI: bool> Lanes for Vectors<VNNI> {

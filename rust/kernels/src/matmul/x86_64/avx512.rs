@@ -12,7 +12,7 @@ use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Sour
 use crate::matmul::input::{Group, Shape, Sink, levels};
 use crate::matmul::lanes::Lanes;
 use crate::matmul::panel::Level;
-use crate::matmul::x86_64::shells;
+use crate::matmul::x86_64::{intrinsics, memory, shells};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI, and VBMI where `VBMI`.
 #[derive(Clone, Copy)]
@@ -36,26 +36,6 @@ const DIGITS: [u8; 256] = {
     }
     table
 };
-
-macro_rules! intrinsics {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
-        #[inline(always)]
-        fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: the token proves the features.
-            unsafe { $body }
-        }
-    )*};
-}
-
-macro_rules! memory {
-    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
-        #[inline(always)]
-        unsafe fn $name(self, $($arg: $type),*) -> $out {
-            // SAFETY: the token proves the features; the caller has the memory.
-            unsafe { $body }
-        }
-    )*};
-}
 
 impl<const VBMI: bool> Lanes for Avx512<VBMI> {
     const ROWS: usize = 16;

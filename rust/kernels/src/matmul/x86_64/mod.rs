@@ -6,6 +6,28 @@
 pub(super) mod avx2;
 pub(super) mod avx512;
 
+/// Methods of `Lanes` that are one expression of intrinsics.
+macro_rules! intrinsics {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the token proves the features.
+            unsafe { $body }
+        }
+    )*};
+}
+
+/// The same for methods that touch memory.
+macro_rules! memory {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $out:ty { $body:expr })*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $type),*) -> $out {
+            // SAFETY: the token proves the features; the caller has the memory.
+            unsafe { $body }
+        }
+    )*};
+}
+
 /// Compiles the blocks with the features of a level, for each number of vectors and tokens.
 macro_rules! shells {
     (
@@ -121,4 +143,4 @@ macro_rules! shells {
         }
     };
 }
-pub(crate) use shells;
+pub(crate) use {intrinsics, memory, shells};
