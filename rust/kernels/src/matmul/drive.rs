@@ -232,7 +232,7 @@ fn prefetch(out: &Disjoint<'_, f32>, range: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch is a hint and reads nothing.
         unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(line.as_ptr().cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = line;

@@ -23,6 +23,7 @@ const PARALLEL: usize = 1 << 14;
 
 /// What a kernel needs to know of one quantised group beside its codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
 pub(crate) struct Group {
     /// sx.
     pub(crate) scale: f32,
@@ -97,6 +98,14 @@ impl Sink<'_> {
                 out[quad * stride..quad * stride + QUAD].copy_from_slice(codes);
             }
         }
+    }
+
+    /// Where the quads of `inputs` inputs lie, from input `first` on, and the bytes from one quad to the next.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn quads(&mut self, first: usize, inputs: usize) -> (*mut u8, usize) {
+        let (at, stride) = (first * self.tokens, QUAD * self.tokens);
+        (self.codes[at..at + (inputs / QUAD - 1) * stride + QUAD].as_mut_ptr(), stride)
     }
 }
 
@@ -335,7 +344,7 @@ fn quantize_row(isa: Isa, x: &[f32], shape: Shape, sink: Sink<'_>) {
         Isa::Avx2 | Isa::AvxVnni => unsafe { super::x86_64::avx2::quantize(x, shape, sink) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::avx512::quantize(x, shape, sink) },
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::quantize::quantize(x, shape, sink) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("an unavailable level"),
     }
