@@ -18,6 +18,7 @@ pub mod math;
 pub mod matmul;
 pub mod memory;
 pub mod norm;
+pub mod openmp;
 pub mod philox;
 pub mod pool;
 pub mod probe;

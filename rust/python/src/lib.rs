@@ -29,6 +29,8 @@ mod _core {
     use super::matrix::{PackedMatrix, from_parts, matmul_gated, matmul_together, quantize, rms_norm};
     #[pymodule_export]
     use super::plan::{Plan, plan};
+    #[pymodule_export]
+    use super::product::share_threads;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]
