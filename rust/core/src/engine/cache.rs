@@ -1,7 +1,7 @@
 //! Paged keys and values of all layers: pages of 32 tokens, reference-counted, handed out to sequences.
 
 use crate::error::Error;
-use crate::model::config::Config;
+use crate::model::config::{BlockSpec, Config};
 use farthing_kernels::attention::{KvPages, KvType, PAGE, Span};
 use farthing_kernels::pool::Pool;
 
@@ -22,7 +22,10 @@ pub struct Table {
 impl Cache {
     /// `pages` empty pages for a model; memory is touched only as pages are written.
     pub fn new(config: &Config, pages: usize, kv: KvType) -> Result<Cache, Error> {
-        let layers = config.blocks.iter().map(|block| KvPages::new(pages, block.kv_heads, block.head_dim, kv));
+        let layers = config.blocks.iter().map(|block| {
+            let (heads, width) = block.mixer.keys();
+            KvPages::new(pages, heads, width, kv)
+        });
         Ok(Cache {
             layers: layers.collect::<Result<_, _>>()?,
             // Low pages first, so that a small load touches little memory.
@@ -33,7 +36,11 @@ impl Cache {
 
     /// Bytes of one page in all layers together.
     pub fn page_bytes(config: &Config, kv: KvType) -> u64 {
-        config.blocks.iter().map(|block| (2 * block.kv_heads * block.head_dim * PAGE * kv.bytes()) as u64).sum()
+        let bytes = |block: &BlockSpec| {
+            let (heads, width) = block.mixer.keys();
+            (2 * heads * width * PAGE * kv.bytes()) as u64
+        };
+        config.blocks.iter().map(bytes).sum()
     }
 
     /// Pages in all.

@@ -90,28 +90,34 @@ mod tests {
     use super::super::sequence::Purpose;
     use super::*;
     use crate::ledger::Ledger;
+    use crate::model::Names;
     use crate::model::config::{BlockSpec, Config};
+    use crate::model::feed_forward::{DenseSpec, FeedForwardSpec};
+    use crate::model::mixer::MixerSpec;
+    use crate::model::mixer::attention::AttentionSpec;
     use farthing_kernels::activation::Activation;
     use farthing_kernels::attention::KvType;
     use proptest::prelude::*;
     use std::time::Instant;
 
     fn config() -> Config {
-        let block = BlockSpec {
+        let attention = AttentionSpec {
             heads: 1,
             kv_heads: 1,
             head_dim: 2,
-            attention_scale: 1.0,
-            attention_softcap: None,
+            scale: 1.0,
+            softcap: None,
             window: None,
             rope: None,
             qkv_bias: false,
             output_bias: false,
             qk_norm: false,
+        };
+        let feed_forward = DenseSpec { intermediate: 1, activation: Activation::Silu, bias: false };
+        let block = BlockSpec {
+            mixer: MixerSpec::Attention(attention),
+            feed_forward: FeedForwardSpec::Dense(feed_forward),
             sandwich: false,
-            intermediate: 1,
-            activation: Activation::Silu,
-            mlp_bias: false,
         };
         Config {
             family: "llama".to_owned(),
@@ -125,6 +131,7 @@ mod tests {
             final_softcap: None,
             ropes: Vec::new(),
             blocks: vec![block],
+            names: Names::default(),
         }
     }
 

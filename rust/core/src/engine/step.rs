@@ -160,8 +160,9 @@ impl Engine {
 /// Bytes of keys and values that `rows` rows behind `start` others write and read; rows of one chunk share their reads.
 fn kv_traffic(blocks: &[BlockSpec], kv: KvType, start: usize, rows: usize) -> u64 {
     let per_block = |block: &BlockSpec| {
-        let token = 2 * block.kv_heads * block.head_dim * kv.bytes();
-        let visible = block.window.map_or(start + rows, |window| (start + rows).min(window + rows));
+        let (heads, width) = block.mixer.keys();
+        let token = 2 * heads * width * kv.bytes();
+        let visible = block.mixer.window().map_or(start + rows, |window| (start + rows).min(window + rows));
         ((visible + rows) * token) as u64
     };
     blocks.iter().map(per_block).sum()

@@ -3,6 +3,10 @@
 //! A family (`llama.rs`, `qwen.rs`, `gemma.rs`) turns the values of its configuration into a [`Config`]; from there on
 //! nobody asks for the family again.
 
+use super::feed_forward::{DenseSpec, FeedForwardSpec};
+use super::mixer::MixerSpec;
+use super::mixer::attention::AttentionSpec;
+use super::names::Names;
 use super::rope::RopeSpec;
 use crate::error::Error;
 use crate::load::FormatError;
@@ -34,41 +38,30 @@ pub struct Config {
     pub ropes: Vec<RopeSpec>,
     /// The blocks, first to last.
     pub blocks: Vec<BlockSpec>,
+    /// What the family calls its tensors.
+    pub names: Names,
 }
 
-/// One block: attention, then a gated feed-forward network, each behind an RMS norm and added to the stream.
+/// One block: a mixer, then a feed-forward part, each behind an RMS norm and added to the stream.
 #[derive(Clone, Debug, PartialEq)]
-// Each flag is a yes-or-no of the published configurations.
-#[allow(clippy::struct_excessive_bools)]
 pub struct BlockSpec {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; divides `heads`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Factor on query-key products.
-    pub attention_scale: f32,
-    /// `c * tanh(score / c)`, if any.
-    pub attention_softcap: Option<f32>,
-    /// Keys visible to a query, itself included; `None` is all before it.
-    pub window: Option<usize>,
-    /// Index of the rotary embedding; `None` leaves queries and keys unrotated.
-    pub rope: Option<usize>,
-    /// Biases on queries, keys and values.
-    pub qkv_bias: bool,
-    /// Bias on the attention output.
-    pub output_bias: bool,
-    /// RMS norms over each head of queries and keys.
-    pub qk_norm: bool,
-    /// Norms behind attention and feed-forward too (Gemma).
+    /// How its rows learn of the rows before them.
+    pub mixer: MixerSpec,
+    /// What happens to each row alone.
+    pub feed_forward: FeedForwardSpec,
+    /// Norms behind both of them too (Gemma).
     pub sandwich: bool,
-    /// Width of the feed-forward network.
-    pub intermediate: usize,
-    /// Its activation.
-    pub activation: Activation,
-    /// Biases on gate, up and down.
-    pub mlp_bias: bool,
+}
+
+impl BlockSpec {
+    /// A block of attention and one gated network.
+    pub(super) fn dense(attention: AttentionSpec, feed_forward: DenseSpec) -> BlockSpec {
+        BlockSpec {
+            mixer: MixerSpec::Attention(attention),
+            feed_forward: FeedForwardSpec::Dense(feed_forward),
+            sandwich: false,
+        }
+    }
 }
 
 /// Reads a model's description from its configuration.
@@ -249,24 +242,25 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The plain block of this shape: causal attention with rotary embedding 0, `SiLU`, no biases, no extra norms.
-    pub(super) fn block(&self) -> BlockSpec {
-        BlockSpec {
+    /// The plain attention of this shape: causal, with rotary embedding 0, no biases, no extra norms.
+    pub(super) fn attention(&self) -> AttentionSpec {
+        AttentionSpec {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
-            attention_scale: 1.0 / (self.head_dim as f32).sqrt(),
-            attention_softcap: None,
+            scale: 1.0 / (self.head_dim as f32).sqrt(),
+            softcap: None,
             window: None,
             rope: Some(0),
             qkv_bias: false,
             output_bias: false,
             qk_norm: false,
-            sandwich: false,
-            intermediate: self.intermediate,
-            activation: Activation::Silu,
-            mlp_bias: false,
         }
+    }
+
+    /// The plain gated network of this shape: no biases.
+    pub(super) fn dense(&self, activation: Activation) -> DenseSpec {
+        DenseSpec { intermediate: self.intermediate, activation, bias: false }
     }
 
     /// A model of this shape with the given blocks and rotary embeddings, norms and embeddings unscaled.
@@ -283,6 +277,7 @@ impl Shape {
             final_softcap: None,
             ropes,
             blocks,
+            names: Names::default(),
         }
     }
 }

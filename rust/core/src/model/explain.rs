@@ -1,6 +1,5 @@
 //! What each matrix is packed as, which kernel multiplies it, and what it weighs.
 
-use super::weights::Block;
 use super::{Model, Role};
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::isa::Isa;
@@ -32,7 +31,7 @@ impl Model {
         let embedding = if self.head.is_some() { Role::Embedding } else { Role::Head };
         let mut reports = vec![report(None, embedding, &self.embedding)];
         for (layer, block) in self.blocks.iter().enumerate() {
-            reports.extend(Block::linears(block).map(|(role, linear)| report(Some(layer), role, &linear.matrix)));
+            reports.extend(block.linears().map(|(role, linear)| report(Some(layer), role, &linear.matrix)));
         }
         reports.extend(self.head.as_ref().map(|head| report(None, Role::Head, head)));
         reports

@@ -1,15 +1,14 @@
 //! The forward pass: one batch of rows, from any number of sequences, through all blocks.
 
-use super::Model;
-use super::weights::{Block, Linear};
+use super::weights::Linear;
+use super::{Model, feed_forward, mixer};
 use crate::engine::cache::Cache;
 use crate::error::Error;
-use farthing_kernels::activation::activate_multiply;
-use farthing_kernels::attention::{AttentionShape, Span, attention};
-use farthing_kernels::matmul::{Input, Job, gated, matmul};
-use farthing_kernels::norm::{add, rms_norm, rms_norm_in_place};
+use farthing_kernels::attention::Span;
+use farthing_kernels::matmul::{Input, Job, matmul};
+use farthing_kernels::norm::{add, rms_norm};
 use farthing_kernels::pool::Pool;
-use farthing_kernels::rope::rotate;
+use farthing_kernels::rope::RopeTable;
 
 /// One row as it enters the first block.
 #[derive(Clone, Copy, Debug)]
@@ -33,29 +32,41 @@ pub struct Batch<'a> {
     pub logit_rows: &'a [usize],
 }
 
+/// What the parts of one pass share.
+#[derive(Clone, Copy)]
+pub(super) struct Pass<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) batch: &'a Batch<'a>,
+    pub(super) ropes: &'a [RopeTable],
+    pub(super) epsilon: f32,
+}
+
+/// The rows on their way through the blocks.
+#[derive(Default)]
+pub(super) struct Stream {
+    /// `(t, hidden)`.
+    rows: Vec<f32>,
+    /// `(t, hidden)`: their norm.
+    pub(super) normed: Vec<f32>,
+    /// What the next matrices multiply, rounded as they want it.
+    pub(super) input: Input,
+    /// `(t, hidden)`: what is normed before it is added.
+    product: Vec<f32>,
+}
+
 /// Buffers of the forward pass, kept from step to step.
 #[derive(Default)]
 pub struct Scratch {
-    /// `(t, hidden)`: the stream.
-    stream: Vec<f32>,
-    /// `(t, hidden)`: its norm, or what is to be added to it.
-    normed: Vec<f32>,
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    /// `(t, heads * head_dim)`.
-    attended: Vec<f32>,
-    /// `(t, intermediate)`.
-    inner: Vec<f32>,
-    other: Vec<f32>,
-    input: Input,
+    stream: Stream,
+    mixer: mixer::Buffers,
+    feed_forward: feed_forward::Buffers,
     /// `(logit rows, vocab)`.
     logits: Vec<f32>,
 }
 
 impl std::fmt::Debug for Scratch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Scratch({} floats of stream)", self.stream.len())
+        write!(f, "Scratch({} floats of stream)", self.stream.rows.len())
     }
 }
 
@@ -66,7 +77,8 @@ impl Scratch {
     }
 }
 
-fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+/// The buffer, `length` floats long; what they are is left to the caller.
+pub(super) fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer.resize(length, 0.0);
     &mut buffer[..length]
 }
@@ -83,22 +95,29 @@ impl Model {
         let (t, hidden) = (batch.positions.len(), self.config.hidden);
         let last = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
         self.ropes.iter_mut().for_each(|rope| rope.ensure(last));
-        self.enter(batch.rows, sized(&mut scratch.stream, t * hidden))?;
+        let Scratch { stream, mixer, feed_forward, logits } = scratch;
+        self.enter(batch.rows, sized(&mut stream.rows, t * hidden))?;
+        let pass = Pass { pool, batch, ropes: &self.ropes, epsilon: self.config.epsilon };
         for (layer, block) in self.blocks.iter().enumerate() {
-            self.attend(pool, block, layer, batch, cache, scratch);
-            self.feed_forward(pool, block, t, scratch);
+            pass.norm(&block.mixer_norm, stream);
+            block.mixer.forward(&pass, layer, cache, stream, mixer, block.after_mixer.as_deref());
+            pass.norm(&block.feed_forward_norm, stream);
+            block.feed_forward.forward(&pass, stream, feed_forward, block.after_feed_forward.as_deref());
         }
         let rows = batch.logit_rows.len();
-        let normed = sized(&mut scratch.normed, rows * hidden);
+        let Stream { rows: all, normed, input, .. } = stream;
+        let normed = sized(normed, rows * hidden);
         for (row, out) in batch.logit_rows.iter().zip(normed.chunks_exact_mut(hidden)) {
-            rms_norm(&scratch.stream[row * hidden..(row + 1) * hidden], &self.final_norm, self.config.epsilon, out);
+            rms_norm(&all[row * hidden..(row + 1) * hidden], &self.final_norm, self.config.epsilon, out);
         }
         let head = self.head();
-        scratch.input.prepare(pool, normed, rows, hidden, &[head]);
-        let out = sized(&mut scratch.logits, rows * self.config.vocab);
-        matmul(pool, normed, rows, &scratch.input, &mut [Job { matrix: head, bias: None, add: false, out }]);
+        input.prepare(pool, normed, rows, hidden, &[head]);
+        let out = sized(logits, rows * self.config.vocab);
+        matmul(pool, normed, rows, input, &mut [Job { matrix: head, bias: None, add: false, out }]);
         if let Some(cap) = self.config.final_softcap {
-            scratch.logits.iter_mut().for_each(|logit| *logit = cap * farthing_kernels::math::tanh(*logit / cap));
+            for logit in logits {
+                *logit = cap * farthing_kernels::math::tanh(*logit / cap);
+            }
         }
         Ok(())
     }
@@ -129,107 +148,6 @@ impl Model {
         Ok(())
     }
 
-    fn attend(
-        &self,
-        pool: &Pool,
-        block: &Block,
-        layer: usize,
-        batch: &Batch<'_>,
-        cache: &mut Cache,
-        scratch: &mut Scratch,
-    ) {
-        let (t, hidden, spec) = (batch.positions.len(), self.config.hidden, &block.spec);
-        let (wide, narrow) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let normed = sized(&mut scratch.normed, t * hidden);
-        self.norm(pool, &scratch.stream, &block.attention_norm, normed);
-        scratch.input.prepare(pool, normed, t, hidden, &[&block.query.matrix, &block.key.matrix, &block.value.matrix]);
-        let (queries, keys) = (sized(&mut scratch.queries, t * wide), sized(&mut scratch.keys, t * narrow));
-        let values = sized(&mut scratch.values, t * narrow);
-        let mut jobs = [(&block.query, &mut *queries), (&block.key, &mut *keys), (&block.value, &mut *values)]
-            .map(|(linear, out)| linear.job(out, false));
-        matmul(pool, normed, t, &scratch.input, &mut jobs);
-        if let Some((query_norm, key_norm)) = &block.head_norms {
-            pool.rows(queries, wide, |_, rows| rms_norm_in_place(rows, query_norm, self.config.epsilon));
-            pool.rows(keys, narrow, |_, rows| rms_norm_in_place(rows, key_norm, self.config.epsilon));
-        }
-        if let Some(rope) = spec.rope {
-            let turn = |x: &mut [f32], width: usize, heads: usize| {
-                pool.rows(x, width, |first, rows| {
-                    let positions = &batch.positions[first..first + rows.len() / width];
-                    rotate(&self.ropes[rope], rows, width, heads, spec.head_dim, positions);
-                });
-            };
-            turn(queries, wide, spec.heads);
-            turn(keys, narrow, spec.kv_heads);
-        }
-        cache.write(pool, layer, batch.spans, keys, values);
-        let shape = AttentionShape {
-            heads: spec.heads,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-            scale: spec.attention_scale,
-            window: spec.window,
-            softcap: spec.attention_softcap,
-        };
-        let attended = sized(&mut scratch.attended, t * wide);
-        attention(pool, queries, batch.spans, cache.pages(layer), &shape, attended);
-        scratch.input.prepare(pool, attended, t, wide, &[&block.output.matrix]);
-        let after = block.sandwich.as_ref().map(|(after, _)| after.as_slice());
-        let (stream, normed) = (&mut scratch.stream[..], &mut scratch.normed);
-        self.add(pool, attended, t, &scratch.input, &block.output, after, stream, normed);
-    }
-
-    fn feed_forward(&self, pool: &Pool, block: &Block, t: usize, scratch: &mut Scratch) {
-        let (hidden, width) = (self.config.hidden, block.spec.intermediate);
-        let normed = sized(&mut scratch.normed, t * hidden);
-        self.norm(pool, &scratch.stream, &block.feed_forward_norm, normed);
-        let (gate, up) = (&block.gate, &block.up);
-        scratch.input.prepare(pool, normed, t, hidden, &[&gate.matrix, &up.matrix]);
-        let inner = sized(&mut scratch.inner, t * width);
-        if gate.bias.is_some() || up.bias.is_some() {
-            let other = sized(&mut scratch.other, t * width);
-            matmul(pool, normed, t, &scratch.input, &mut [gate.job(inner, false), up.job(other, false)]);
-            activate_multiply(block.spec.activation, inner, other);
-        } else {
-            gated(pool, normed, t, &scratch.input, &gate.matrix, &up.matrix, block.spec.activation, inner);
-        }
-        scratch.input.prepare(pool, inner, t, width, &[&block.down.matrix]);
-        let after = block.sandwich.as_ref().map(|(_, after)| after.as_slice());
-        let (stream, normed) = (&mut scratch.stream[..], &mut scratch.normed);
-        self.add(pool, inner, t, &scratch.input, &block.down, after, stream, normed);
-    }
-
-    /// `out = norm(x)`, row by row; `x, out: (t, hidden)`.
-    fn norm(&self, pool: &Pool, x: &[f32], weight: &[f32], out: &mut [f32]) {
-        let width = weight.len();
-        pool.rows(out, width, |first, out| {
-            let start = first * width;
-            rms_norm(&x[start..start + out.len()], weight, self.config.epsilon, out);
-        });
-    }
-
-    /// `stream += norm(x · Wᵀ + bias)`, the norm only if given. `x: (t, k)`, `stream: (t, hidden)`.
-    fn add(
-        &self,
-        pool: &Pool,
-        x: &[f32],
-        t: usize,
-        input: &Input,
-        linear: &Linear,
-        after: Option<&[f32]>,
-        stream: &mut [f32],
-        normed: &mut Vec<f32>,
-    ) {
-        let Some(after) = after else {
-            return matmul(pool, x, t, input, &mut [linear.job(stream, true)]);
-        };
-        let mut product = vec![0.0; stream.len()];
-        matmul(pool, x, t, input, &mut [linear.job(&mut product, false)]);
-        let normed = sized(normed, stream.len());
-        self.norm(pool, &product, after, normed);
-        add(stream, normed);
-    }
-
     /// Bytes of weights that a pass over `rows` rows with `logits` wanted rows reads.
     pub fn pass_bytes(&self, rows: usize, logits: usize) -> u64 {
         let row = (self.embedding.nbytes() / self.config.vocab) as u64;
@@ -237,8 +155,50 @@ impl Model {
     }
 }
 
+impl Pass<'_> {
+    /// Rows of the pass.
+    pub(super) fn rows(&self) -> usize {
+        self.batch.positions.len()
+    }
+
+    /// `stream.normed = norm(stream.rows)`.
+    fn norm(&self, weight: &[f32], stream: &mut Stream) {
+        let Stream { rows, normed, .. } = stream;
+        self.normalise(rows, weight, sized(normed, rows.len()));
+    }
+
+    /// `out = norm(x)`, row by row; `x, out: (t, hidden)`.
+    fn normalise(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let width = weight.len();
+        self.pool.rows(out, width, |first, out| {
+            let start = first * width;
+            rms_norm(&x[start..start + out.len()], weight, self.epsilon, out);
+        });
+    }
+
+    /// Makes `stream.normed` ready for products with `linears`.
+    pub(super) fn prepare<const N: usize>(&self, stream: &mut Stream, linears: &[&Linear; N]) {
+        let Stream { normed, input, .. } = stream;
+        let matrices = linears.map(|linear| &linear.matrix);
+        input.prepare(self.pool, normed, self.rows(), matrices[0].columns(), &matrices);
+    }
+
+    /// `stream.rows += norm(x · Wᵀ + bias)`, the norm only if given. `x: (t, k)`.
+    pub(super) fn add(&self, x: &[f32], linear: &Linear, after: Option<&[f32]>, stream: &mut Stream) {
+        let (t, pool, Stream { rows, normed, input, product }) = (self.rows(), self.pool, stream);
+        input.prepare(pool, x, t, linear.matrix.columns(), &[&linear.matrix]);
+        let Some(after) = after else {
+            return matmul(pool, x, t, input, &mut [linear.job(rows, true)]);
+        };
+        let product = sized(product, rows.len());
+        matmul(pool, x, t, input, &mut [linear.job(product, false)]);
+        self.normalise(product, after, normed);
+        add(rows, normed);
+    }
+}
+
 impl Linear {
-    fn job<'a>(&'a self, out: &'a mut [f32], add: bool) -> Job<'a> {
+    pub(super) fn job<'a>(&'a self, out: &'a mut [f32], add: bool) -> Job<'a> {
         Job { matrix: &self.matrix, bias: self.bias.as_deref(), add, out }
     }
 }

@@ -1,27 +1,28 @@
 //! Llama 2 and 3, SmolLM2 (a Llama), Mistral (a window), SmolLM3 (every fourth layer unrotated).
 
-use super::config::{Config, Reader};
+use super::config::{BlockSpec, Config, Reader};
+use super::mixer::attention::AttentionSpec;
 use super::rope;
 use crate::error::Error;
 
 /// Describes a model of type `llama`, `mistral` or `smollm3`.
 pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Error> {
     let shape = reader.shape()?;
-    let mut block = shape.block();
-    block.activation = reader.activation("hidden_act", "silu")?;
+    let mut attention = shape.attention();
+    let mut feed_forward = shape.dense(reader.activation("hidden_act", "silu")?);
     let mut sliding = vec![false; shape.layers];
     let mut rotated = vec![true; shape.layers];
     match family {
         "mistral" => {
-            block.window = reader.optional_count("sliding_window", 1 << 28)?;
-            sliding.fill(block.window.is_some());
+            attention.window = reader.optional_count("sliding_window", 1 << 28)?;
+            sliding.fill(attention.window.is_some());
         }
         "smollm3" => {
-            block.qkv_bias = reader.flag("attention_bias", false)?;
-            block.output_bias = block.qkv_bias;
-            block.mlp_bias = reader.flag("mlp_bias", false)?;
+            attention.qkv_bias = reader.flag("attention_bias", false)?;
+            attention.output_bias = attention.qkv_bias;
+            feed_forward.bias = reader.flag("mlp_bias", false)?;
             if reader.flag("use_sliding_window", false)? {
-                block.window = reader.optional_count("sliding_window", 1 << 28)?;
+                attention.window = reader.optional_count("sliding_window", 1 << 28)?;
                 sliding = reader.sliding_layers(shape.layers)?.unwrap_or(sliding);
             }
             let interval = reader.count("no_rope_layer_interval", Some(4), 4096)?;
@@ -33,19 +34,18 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
             rotated = listed.unwrap_or_else(|| (0..shape.layers).map(|layer| (layer + 1) % interval != 0).collect());
         }
         _ => {
-            block.qkv_bias = reader.flag("attention_bias", false)?;
-            block.output_bias = block.qkv_bias;
-            block.mlp_bias = reader.flag("mlp_bias", false)?;
+            attention.qkv_bias = reader.flag("attention_bias", false)?;
+            attention.output_bias = attention.qkv_bias;
+            feed_forward.bias = reader.flag("mlp_bias", false)?;
         }
     }
     let blocks = sliding
         .iter()
         .zip(&rotated)
         .map(|(&sliding, &rotated)| {
-            let mut block = block.clone();
-            block.window = block.window.filter(|_| sliding);
-            block.rope = rotated.then_some(0);
-            block
+            let window = attention.window.filter(|_| sliding);
+            let attention = AttentionSpec { window, rope: rotated.then_some(0), ..attention.clone() };
+            BlockSpec::dense(attention, feed_forward.clone())
         })
         .collect();
     let tied = reader.flag("tie_word_embeddings", family == "smollm3")?;

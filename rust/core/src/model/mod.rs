@@ -1,6 +1,8 @@
 //! Models: a description read from the checkpoint, packed weights, and the forward pass over a step's rows.
 
 pub mod config;
+pub mod feed_forward;
+pub mod mixer;
 pub mod plan;
 pub mod precision;
 pub mod rope;
@@ -16,7 +18,7 @@ mod weights;
 
 pub use explain::MatrixReport;
 pub use forward::{Batch, Row, Scratch};
-pub use names::Role;
+pub use names::{Names, Role};
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
@@ -73,13 +75,20 @@ impl Model {
             Metadata::Gguf(_) => (Convention::Gguf, matches!(config.family.as_str(), "llama" | "mistral" | "smollm3")),
         };
         let done = AtomicU64::new(0);
-        let loader = Loader { checkpoint, convention, interleaved, weights, activations, done: &done, progress };
-        let (vocab, hidden) = (config.vocab, config.hidden);
-        let used_as = if config.tied { Role::Head } else { Role::Embedding };
-        let embedding = loader.matrix(Role::Embedding, used_as, 0, vocab, hidden, None)?;
-        let head = (!config.tied).then(|| loader.matrix(Role::Head, Role::Head, 0, vocab, hidden, None)).transpose()?;
-        let blocks = (0..config.blocks.len()).map(|layer| loader.block(&config, layer)).collect::<Result<_, _>>()?;
-        let final_norm = loader.final_norm(&config)?;
+        let loader = Loader {
+            checkpoint,
+            config: &config,
+            convention,
+            interleaved,
+            weights,
+            activations,
+            done: &done,
+            progress,
+        };
+        let embedding = loader.matrix(&config.embedding(), 0)?;
+        let head = config.head().map(|head| loader.matrix(&head, 0)).transpose()?;
+        let blocks = (0..config.blocks.len()).map(|layer| loader.block(layer)).collect::<Result<_, _>>()?;
+        let final_norm = loader.norm(names::Norm::Final, 0, config.hidden)?;
         let ropes =
             config.ropes.iter().map(|rope| RopeTable::new(rope.inverse_frequencies.clone(), rope.scale)).collect();
         Ok(Model { config, embedding, head, blocks, final_norm, ropes })

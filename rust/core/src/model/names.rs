@@ -1,4 +1,7 @@
 //! What each tensor is called in Hugging Face checkpoints and in GGUF files.
+//!
+//! Most families agree: [`hugging_face`] and [`gguf`] name every part as they do. A family that differs says where, in a
+//! small table of its own ([`Names`]).
 
 /// What a matrix does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,12 +28,12 @@ pub enum Role {
 
 /// Where an RMS norm stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Norm {
-    /// Before attention.
-    Attention,
-    /// Behind attention (sandwich).
-    AfterAttention,
-    /// Before the feed-forward network.
+pub(crate) enum Norm {
+    /// Before the mixer.
+    Mixer,
+    /// Behind it (sandwich).
+    AfterMixer,
+    /// Before the feed-forward part.
     FeedForward,
     /// Behind it (sandwich).
     AfterFeedForward,
@@ -40,6 +43,22 @@ pub(super) enum Norm {
     Key,
     /// Before the head.
     Final,
+}
+
+/// A tensor of a model, without the ending `.weight` or `.bias`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A matrix.
+    Matrix(Role),
+    /// The weights of a norm.
+    Norm(Norm),
+}
+
+/// Which parts a family names otherwise than [`hugging_face`] and [`gguf`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    pub(super) hugging_face: &'static [(Part, &'static str)],
+    pub(super) gguf: &'static [(Part, &'static str)],
 }
 
 /// The convention a checkpoint follows.
@@ -70,47 +89,71 @@ impl Role {
             Role::Down => "down",
         }
     }
+}
 
-    /// Name of the tensor without `.weight` or `.bias`.
-    pub(super) fn tensor(self, convention: Convention, layer: usize) -> String {
-        let (hugging_face, gguf) = match self {
-            Role::Embedding => ("model.embed_tokens", "token_embd"),
-            Role::Head => ("lm_head", "output"),
-            Role::Query => ("self_attn.q_proj", "attn_q"),
-            Role::Key => ("self_attn.k_proj", "attn_k"),
-            Role::Value => ("self_attn.v_proj", "attn_v"),
-            Role::AttentionOutput => ("self_attn.o_proj", "attn_output"),
-            Role::Gate => ("mlp.gate_proj", "ffn_gate"),
-            Role::Up => ("mlp.up_proj", "ffn_up"),
-            Role::Down => ("mlp.down_proj", "ffn_down"),
+impl Names {
+    /// Name of `part` in block `layer` (of no meaning outside the blocks), without `.weight` or `.bias`.
+    pub(super) fn tensor(&self, convention: Convention, part: Part, layer: usize) -> String {
+        let (table, common) = match convention {
+            Convention::HuggingFace => (self.hugging_face, hugging_face(part)),
+            Convention::Gguf => (self.gguf, gguf(part)),
         };
-        let outside = matches!(self, Role::Embedding | Role::Head);
-        place(convention, outside, layer, hugging_face, gguf)
+        let name = table.iter().find(|(named, _)| *named == part).map_or(common, |&(_, name)| name);
+        match (convention, part) {
+            (_, Part::Matrix(Role::Embedding | Role::Head) | Part::Norm(Norm::Final)) => name.to_owned(),
+            (Convention::HuggingFace, _) => format!("model.layers.{layer}.{name}"),
+            (Convention::Gguf, _) => format!("blk.{layer}.{name}"),
+        }
     }
 }
 
-impl Norm {
-    /// Name of the weight; `sandwich` families name their norms differently.
-    pub(super) fn tensor(self, convention: Convention, layer: usize, sandwich: bool) -> String {
-        let (hugging_face, gguf) = match self {
-            Norm::Attention => ("input_layernorm", "attn_norm"),
-            Norm::AfterAttention => ("post_attention_layernorm", "post_attention_norm"),
-            Norm::FeedForward if sandwich => ("pre_feedforward_layernorm", "ffn_norm"),
-            Norm::FeedForward => ("post_attention_layernorm", "ffn_norm"),
-            Norm::AfterFeedForward => ("post_feedforward_layernorm", "post_ffw_norm"),
-            Norm::Query => ("self_attn.q_norm", "attn_q_norm"),
-            Norm::Key => ("self_attn.k_norm", "attn_k_norm"),
-            Norm::Final => ("model.norm", "output_norm"),
-        };
-        place(convention, self == Norm::Final, layer, hugging_face, gguf) + ".weight"
+/// Names as Llama has them, and what later families added.
+fn hugging_face(part: Part) -> &'static str {
+    match part {
+        Part::Matrix(role) => match role {
+            Role::Embedding => "model.embed_tokens",
+            Role::Head => "lm_head",
+            Role::Query => "self_attn.q_proj",
+            Role::Key => "self_attn.k_proj",
+            Role::Value => "self_attn.v_proj",
+            Role::AttentionOutput => "self_attn.o_proj",
+            Role::Gate => "mlp.gate_proj",
+            Role::Up => "mlp.up_proj",
+            Role::Down => "mlp.down_proj",
+        },
+        Part::Norm(norm) => match norm {
+            Norm::Mixer => "input_layernorm",
+            Norm::AfterMixer | Norm::FeedForward => "post_attention_layernorm",
+            Norm::AfterFeedForward => "post_feedforward_layernorm",
+            Norm::Query => "self_attn.q_norm",
+            Norm::Key => "self_attn.k_norm",
+            Norm::Final => "model.norm",
+        },
     }
 }
 
-fn place(convention: Convention, outside: bool, layer: usize, hugging_face: &str, gguf: &str) -> String {
-    match (convention, outside) {
-        (Convention::HuggingFace, true) => hugging_face.to_owned(),
-        (Convention::HuggingFace, false) => format!("model.layers.{layer}.{hugging_face}"),
-        (Convention::Gguf, true) => gguf.to_owned(),
-        (Convention::Gguf, false) => format!("blk.{layer}.{gguf}"),
+/// Names as llama.cpp's converters write them.
+fn gguf(part: Part) -> &'static str {
+    match part {
+        Part::Matrix(role) => match role {
+            Role::Embedding => "token_embd",
+            Role::Head => "output",
+            Role::Query => "attn_q",
+            Role::Key => "attn_k",
+            Role::Value => "attn_v",
+            Role::AttentionOutput => "attn_output",
+            Role::Gate => "ffn_gate",
+            Role::Up => "ffn_up",
+            Role::Down => "ffn_down",
+        },
+        Part::Norm(norm) => match norm {
+            Norm::Mixer => "attn_norm",
+            Norm::AfterMixer => "post_attention_norm",
+            Norm::FeedForward => "ffn_norm",
+            Norm::AfterFeedForward => "post_ffw_norm",
+            Norm::Query => "attn_q_norm",
+            Norm::Key => "attn_k_norm",
+            Norm::Final => "output_norm",
+        },
     }
 }

@@ -1,9 +1,9 @@
 //! What a model will need, from its headers alone: the same formats and precisions that loading would choose.
 
-use super::config::{BlockSpec, Config};
+use super::config::Config;
 use super::names::{Convention, Role};
 use super::precision::precision;
-use super::weights::packed_format;
+use super::weights::{MatrixSpec, packed_format};
 use super::{MatrixReport, describe};
 use crate::engine::cache::Cache;
 use crate::engine::{Activations, Kv, Weights};
@@ -33,8 +33,9 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
         Metadata::HuggingFace(_) => Convention::HuggingFace,
         Metadata::Gguf(_) => Convention::Gguf,
     };
-    let report = |layer: Option<usize>, stored: Role, role: Role, [rows, columns]: [usize; 2]| {
-        let name = stored.tensor(convention, layer.unwrap_or(0)) + ".weight";
+    let report = |layer: Option<usize>, spec: MatrixSpec| {
+        let MatrixSpec { role, rows, columns, stored, .. } = spec;
+        let name = config.names.tensor(convention, stored, layer.unwrap_or(0)) + ".weight";
         let tensor = checkpoint.require(&name, &[rows, columns])?;
         let format = packed_format(weights, activations, &tensor)?;
         let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {
@@ -54,31 +55,16 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
             bytes,
         })
     };
-    let table = [config.vocab, config.hidden];
-    let used_as = if config.tied { Role::Head } else { Role::Embedding };
-    let mut matrices = vec![report(None, Role::Embedding, used_as, table)?];
+    let mut matrices = vec![report(None, config.embedding())?];
     for (layer, block) in config.blocks.iter().enumerate() {
-        for role in Role::IN_BLOCK {
-            matrices.push(report(Some(layer), role, role, shape(role, &config, block))?);
+        for spec in block.matrices(config.hidden) {
+            matrices.push(report(Some(layer), spec)?);
         }
     }
-    if !config.tied {
-        matrices.push(report(None, Role::Head, Role::Head, table)?);
+    if let Some(head) = config.head() {
+        matrices.push(report(None, head)?);
     }
     Ok(Plan { config, matrices, file_bytes: checkpoint.file_bytes(), kv, weights })
-}
-
-/// `[n, k]` of a matrix inside a block.
-fn shape(role: Role, config: &Config, block: &BlockSpec) -> [usize; 2] {
-    let (queries, keys) = (block.heads * block.head_dim, block.kv_heads * block.head_dim);
-    match role {
-        Role::Embedding | Role::Head => [config.vocab, config.hidden],
-        Role::Query => [queries, config.hidden],
-        Role::Key | Role::Value => [keys, config.hidden],
-        Role::AttentionOutput => [config.hidden, queries],
-        Role::Gate | Role::Up => [block.intermediate, config.hidden],
-        Role::Down => [config.hidden, block.intermediate],
-    }
 }
 
 impl Plan {

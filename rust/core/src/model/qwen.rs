@@ -1,6 +1,7 @@
 //! Qwen2 (biases on queries, keys and values) and dense Qwen3 (norms over each head of queries and keys).
 
-use super::config::{Config, Reader};
+use super::config::{BlockSpec, Config, Reader};
+use super::mixer::attention::AttentionSpec;
 use super::rope;
 use crate::error::Error;
 
@@ -10,18 +11,18 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     if family == "qwen3" {
         shape.head_dim = reader.count("head_dim", Some(128), 1 << 12)?;
     }
-    let mut block = shape.block();
-    block.activation = reader.activation("hidden_act", "silu")?;
+    let mut attention = shape.attention();
+    let feed_forward = shape.dense(reader.activation("hidden_act", "silu")?);
     if family == "qwen3" {
-        block.qk_norm = true;
-        block.qkv_bias = reader.flag("attention_bias", false)?;
-        block.output_bias = block.qkv_bias;
+        attention.qk_norm = true;
+        attention.qkv_bias = reader.flag("attention_bias", false)?;
+        attention.output_bias = attention.qkv_bias;
     } else {
-        block.qkv_bias = true;
+        attention.qkv_bias = true;
     }
     let mut sliding = vec![false; shape.layers];
     if reader.flag("use_sliding_window", false)? {
-        block.window = Some(reader.count("sliding_window", Some(4096), 1 << 28)?);
+        attention.window = Some(reader.count("sliding_window", Some(4096), 1 << 28)?);
         let full = reader.count("max_window_layers", Some(28), 1 << 20)?;
         let by_depth = (0..shape.layers).map(|layer| layer >= full).collect();
         sliding = reader.sliding_layers(shape.layers)?.unwrap_or(by_depth);
@@ -29,9 +30,8 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     let blocks = sliding
         .iter()
         .map(|&sliding| {
-            let mut block = block.clone();
-            block.window = block.window.filter(|_| sliding);
-            block
+            let window = attention.window.filter(|_| sliding);
+            BlockSpec::dense(AttentionSpec { window, ..attention.clone() }, feed_forward.clone())
         })
         .collect();
     let tied = reader.flag("tie_word_embeddings", false)?;

@@ -1,7 +1,9 @@
 //! Tensors of a checkpoint, checked against the description and packed straight into panels.
 
 use super::config::{BlockSpec, Config};
-use super::names::{Convention, Norm, Role};
+use super::feed_forward::FeedForward;
+use super::mixer::Mixer;
+use super::names::{Convention, Norm, Part, Role};
 use super::precision::precision;
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
@@ -15,6 +17,7 @@ const GROUP: usize = 32;
 /// Takes tensors out of a checkpoint, in the wished precision.
 pub(super) struct Loader<'a> {
     pub(super) checkpoint: &'a Checkpoint,
+    pub(super) config: &'a Config,
     pub(super) convention: Convention,
     /// Whether rows of queries and keys interleave the two halves of a rotated pair (GGUF files of Llama).
     pub(super) interleaved: bool,
@@ -27,20 +30,14 @@ pub(super) struct Loader<'a> {
 /// One block's tensors, in the order of use.
 #[derive(Debug)]
 pub(super) struct Block {
-    pub(super) spec: BlockSpec,
-    pub(super) attention_norm: Vec<f32>,
-    pub(super) query: Linear,
-    pub(super) key: Linear,
-    pub(super) value: Linear,
-    /// Over each head of queries and of keys.
-    pub(super) head_norms: Option<(Vec<f32>, Vec<f32>)>,
-    pub(super) output: Linear,
-    /// Behind attention and behind the feed-forward network.
-    pub(super) sandwich: Option<(Vec<f32>, Vec<f32>)>,
+    pub(super) mixer_norm: Vec<f32>,
+    pub(super) mixer: Mixer,
+    /// Behind the mixer (sandwich).
+    pub(super) after_mixer: Option<Vec<f32>>,
     pub(super) feed_forward_norm: Vec<f32>,
-    pub(super) gate: Linear,
-    pub(super) up: Linear,
-    pub(super) down: Linear,
+    pub(super) feed_forward: FeedForward,
+    /// Behind the feed-forward part (sandwich).
+    pub(super) after_feed_forward: Option<Vec<f32>>,
 }
 
 /// A matrix and perhaps a bias.
@@ -50,18 +47,62 @@ pub(super) struct Linear {
     pub(super) bias: Option<Vec<f32>>,
 }
 
+/// One matrix: its use, its shape, and where the file has its rows.
+#[derive(Clone, Debug)]
+pub(super) struct MatrixSpec {
+    pub(super) role: Role,
+    /// Outputs.
+    pub(super) rows: usize,
+    /// Inputs.
+    pub(super) columns: usize,
+    /// The tensor that holds it.
+    pub(super) stored: Part,
+    bias: bool,
+    /// Heads whose rotated halves some files interleave.
+    rotated: Option<usize>,
+}
+
+impl MatrixSpec {
+    /// The matrix `(rows, columns)` that is stored under its role's own name.
+    pub(super) fn new(role: Role, rows: usize, columns: usize) -> MatrixSpec {
+        MatrixSpec { role, rows, columns, stored: Part::Matrix(role), bias: false, rotated: None }
+    }
+
+    /// Whether a bias belongs to it.
+    pub(super) fn biased(self, bias: bool) -> MatrixSpec {
+        MatrixSpec { bias, ..self }
+    }
+
+    /// The rows of `heads` heads, which a rotary embedding turns.
+    pub(super) fn rotated(self, heads: usize) -> MatrixSpec {
+        MatrixSpec { rotated: Some(heads), ..self }
+    }
+}
+
+impl Config {
+    /// The token table: used as the head where there is no other.
+    pub(super) fn embedding(&self) -> MatrixSpec {
+        let role = if self.tied { Role::Head } else { Role::Embedding };
+        MatrixSpec { stored: Part::Matrix(Role::Embedding), ..MatrixSpec::new(role, self.vocab, self.hidden) }
+    }
+
+    /// The head, unless the embedding is.
+    pub(super) fn head(&self) -> Option<MatrixSpec> {
+        (!self.tied).then(|| MatrixSpec::new(Role::Head, self.vocab, self.hidden))
+    }
+}
+
+impl BlockSpec {
+    /// Every matrix, in the order of use.
+    pub(super) fn matrices(&self, hidden: usize) -> impl Iterator<Item = MatrixSpec> {
+        self.mixer.matrices(hidden).into_iter().chain(self.feed_forward.matrices(hidden))
+    }
+}
+
 impl Block {
-    /// The matrices with their roles.
-    pub(super) fn linears(&self) -> [(Role, &Linear); 7] {
-        [
-            (Role::Query, &self.query),
-            (Role::Key, &self.key),
-            (Role::Value, &self.value),
-            (Role::AttentionOutput, &self.output),
-            (Role::Gate, &self.gate),
-            (Role::Up, &self.up),
-            (Role::Down, &self.down),
-        ]
+    /// The matrices with their roles, in the order of use.
+    pub(super) fn linears(&self) -> impl Iterator<Item = (Role, &Linear)> {
+        self.mixer.linears().into_iter().chain(self.feed_forward.linears())
     }
 }
 
@@ -84,45 +125,39 @@ impl Loader<'_> {
         Ok(out)
     }
 
-    fn norm(
-        &self,
-        config: &Config,
-        norm: Norm,
-        layer: usize,
-        length: usize,
-        sandwich: bool,
-    ) -> Result<Vec<f32>, Error> {
-        let mut weight = self.vector(&norm.tensor(self.convention, layer, sandwich), length)?;
+    /// The weights of `norm`, `(length,)`.
+    pub(super) fn norm(&self, norm: Norm, layer: usize, length: usize) -> Result<Vec<f32>, Error> {
+        let mut weight = self.vector(&(self.name(Part::Norm(norm), layer) + ".weight"), length)?;
         // GGUF files carry the offset in the weights already.
-        if self.convention == Convention::HuggingFace && config.norm_offset != 0.0 {
+        if self.convention == Convention::HuggingFace && self.config.norm_offset != 0.0 {
             for weight in &mut weight {
-                *weight += config.norm_offset;
+                *weight += self.config.norm_offset;
             }
         }
         Ok(weight)
     }
 
-    pub(super) fn final_norm(&self, config: &Config) -> Result<Vec<f32>, Error> {
-        self.norm(config, Norm::Final, 0, config.hidden, false)
+    fn name(&self, part: Part, layer: usize) -> String {
+        self.config.names.tensor(self.convention, part, layer)
     }
 
-    /// The tensor of `stored`, `(n, k)`, packed for its use as `role`; with `heads`, rows of each head are put in
-    /// half-split order.
-    pub(super) fn matrix(
-        &self,
-        stored: Role,
-        role: Role,
-        layer: usize,
-        n: usize,
-        k: usize,
-        heads: Option<usize>,
-    ) -> Result<PackedMatrix, Error> {
-        let name = stored.tensor(self.convention, layer) + ".weight";
+    /// Row of the file that holds row `row` of a matrix.
+    fn source(&self, spec: &MatrixSpec, row: usize) -> usize {
+        match spec.rotated {
+            Some(heads) if self.interleaved => deinterleave(row, spec.rows / heads),
+            _ => row,
+        }
+    }
+
+    /// The matrix that `spec` describes, packed for its use.
+    pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
+        let (n, k) = (spec.rows, spec.columns);
+        let name = self.name(spec.stored, layer) + ".weight";
         let tensor = self.checkpoint.require(&name, &[n, k])?;
-        let source = |row: usize| heads.map_or(row, |heads| deinterleave(row, n / heads));
+        let source = |row: usize| self.source(spec, row);
         let format = packed_format(self.weights, self.activations, &tensor)?;
         let stored = self.weights == Weights::Auto;
-        let precision = precision(role, format, self.activations);
+        let precision = precision(spec.role, format, self.activations);
         let packed = match format {
             Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| tensor.row(source(row), out)),
             _ if stored => {
@@ -139,20 +174,12 @@ impl Loader<'_> {
         Ok(packed)
     }
 
-    fn linear(
-        &self,
-        role: Role,
-        layer: usize,
-        n: usize,
-        k: usize,
-        heads: Option<usize>,
-        bias: bool,
-    ) -> Result<Linear, Error> {
-        let matrix = self.matrix(role, role, layer, n, k, heads)?;
-        let bias = if bias {
-            let stored = self.vector(&(role.tensor(self.convention, layer) + ".bias"), n)?;
-            let source = |row: usize| heads.map_or(row, |heads| deinterleave(row, n / heads));
-            Some((0..n).map(|row| stored[source(row)]).collect())
+    /// The matrix that `spec` describes, with its bias.
+    pub(super) fn linear(&self, spec: &MatrixSpec, layer: usize) -> Result<Linear, Error> {
+        let matrix = self.matrix(spec, layer)?;
+        let bias = if spec.bias {
+            let stored = self.vector(&(self.name(spec.stored, layer) + ".bias"), spec.rows)?;
+            Some((0..spec.rows).map(|row| stored[self.source(spec, row)]).collect())
         } else {
             None
         };
@@ -160,31 +187,17 @@ impl Loader<'_> {
     }
 
     /// Block `layer`.
-    pub(super) fn block(&self, config: &Config, layer: usize) -> Result<Block, Error> {
-        let spec = config.blocks[layer].clone();
-        let (hidden, inner) = (config.hidden, spec.intermediate);
-        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let rotated = |heads: usize| self.interleaved.then_some(heads);
-        let norm = |norm, length| self.norm(config, norm, layer, length, spec.sandwich);
+    pub(super) fn block(&self, layer: usize) -> Result<Block, Error> {
+        let spec = &self.config.blocks[layer];
+        let norm = |norm| self.norm(norm, layer, self.config.hidden);
+        let after = |which| spec.sandwich.then(|| norm(which)).transpose();
         Ok(Block {
-            attention_norm: norm(Norm::Attention, hidden)?,
-            query: self.linear(Role::Query, layer, queries, hidden, rotated(spec.heads), spec.qkv_bias)?,
-            key: self.linear(Role::Key, layer, keys, hidden, rotated(spec.kv_heads), spec.qkv_bias)?,
-            value: self.linear(Role::Value, layer, keys, hidden, None, spec.qkv_bias)?,
-            head_norms: spec
-                .qk_norm
-                .then(|| Ok::<_, Error>((norm(Norm::Query, spec.head_dim)?, norm(Norm::Key, spec.head_dim)?)))
-                .transpose()?,
-            output: self.linear(Role::AttentionOutput, layer, hidden, queries, None, spec.output_bias)?,
-            sandwich: spec
-                .sandwich
-                .then(|| Ok::<_, Error>((norm(Norm::AfterAttention, hidden)?, norm(Norm::AfterFeedForward, hidden)?)))
-                .transpose()?,
-            feed_forward_norm: norm(Norm::FeedForward, hidden)?,
-            gate: self.linear(Role::Gate, layer, inner, hidden, None, spec.mlp_bias)?,
-            up: self.linear(Role::Up, layer, inner, hidden, None, spec.mlp_bias)?,
-            down: self.linear(Role::Down, layer, hidden, inner, None, spec.mlp_bias)?,
-            spec,
+            mixer_norm: norm(Norm::Mixer)?,
+            mixer: spec.mixer.load(self, layer)?,
+            after_mixer: after(Norm::AfterMixer)?,
+            feed_forward_norm: norm(Norm::FeedForward)?,
+            feed_forward: spec.feed_forward.load(self, layer)?,
+            after_feed_forward: after(Norm::AfterFeedForward)?,
         })
     }
 }

@@ -1,0 +1,86 @@
+//! How a row learns of the rows before it: the first half of a block.
+//!
+//! A kind of mixer is a file: its description, its tensors, its forward pass. What it remembers of a sequence is in the
+//! cache, as pages of keys and values.
+
+pub mod attention;
+
+use super::forward::{Pass, Stream};
+use super::names::Role;
+use super::weights::{Linear, Loader, MatrixSpec};
+use crate::engine::cache::Cache;
+use crate::error::Error;
+use attention::{Attention, AttentionSpec};
+
+/// A mixer's description.
+#[derive(Clone, Debug, PartialEq)]
+pub enum MixerSpec {
+    /// Softmax attention over the keys and values of all rows before.
+    Attention(AttentionSpec),
+}
+
+/// A mixer's tensors.
+#[derive(Debug)]
+pub(super) enum Mixer {
+    Attention(Attention),
+}
+
+/// Buffers of every kind of mixer.
+#[derive(Default)]
+pub(super) struct Buffers {
+    attention: attention::Buffers,
+}
+
+impl MixerSpec {
+    /// `(heads, width of a head)` of the keys and values that a sequence keeps for each token.
+    pub fn keys(&self) -> (usize, usize) {
+        match self {
+            MixerSpec::Attention(spec) => (spec.kv_heads, spec.head_dim),
+        }
+    }
+
+    /// Tokens of keys that a row reads, itself included; `None` is all before it.
+    pub fn window(&self) -> Option<usize> {
+        match self {
+            MixerSpec::Attention(spec) => spec.window,
+        }
+    }
+
+    /// Every matrix, in the order of use.
+    pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
+        match self {
+            MixerSpec::Attention(spec) => spec.matrices(hidden).into(),
+        }
+    }
+
+    pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Mixer, Error> {
+        Ok(match self {
+            MixerSpec::Attention(spec) => Mixer::Attention(spec.load(loader, layer)?),
+        })
+    }
+}
+
+impl Mixer {
+    /// The matrices with their roles, in the order of use.
+    pub(super) fn linears(&self) -> Vec<(Role, &Linear)> {
+        match self {
+            Mixer::Attention(mixer) => mixer.linears().into(),
+        }
+    }
+
+    /// Adds to the stream what its rows, already normed, take from the rows before them; `after`: the norm of what is
+    /// added.
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        layer: usize,
+        cache: &mut Cache,
+        stream: &mut Stream,
+        buffers: &mut Buffers,
+        after: Option<&[f32]>,
+    ) {
+        match self {
+            Mixer::Attention(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.attention, after),
+        }
+    }
+}
