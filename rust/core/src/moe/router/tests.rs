@@ -15,7 +15,7 @@ fn route(
     biases: Biases<'_>,
     chosen: Option<&[u32]>,
 ) -> Result<(Vec<u32>, Vec<f32>), Error> {
-    let slots = logits.len() / spec.experts * spec.top_k;
+    let slots = logits.len() / spec.experts.max(1) * spec.top_k;
     let (mut ids, mut weights) = (vec![u32::MAX; slots], vec![f32::NAN; slots]);
     spec.select(&Pool::new(threads), &mut logits.to_vec(), biases, chosen, &mut ids, &mut weights)?;
     Ok((ids, weights))
