@@ -25,5 +25,7 @@ pub mod probe;
 pub mod rope;
 mod rows;
 pub mod sample;
+pub mod score;
 pub mod selftest;
+pub mod topk;
 mod vector;

@@ -10,6 +10,8 @@ use crate::philox::philox4x32;
 use crate::pool::Pool;
 use crate::rope::{RopeTable, rotate_with};
 use crate::sample::{Sampling, TokenCounts, sample_with};
+use crate::score::{Score, renormalize_with, score_with};
+use crate::topk::top_k_with;
 
 pub use crate::matmul::SelfTest;
 
@@ -36,13 +38,15 @@ type Outputs = fn(Isa) -> Vec<f32>;
 /// # Panics
 /// When this CPU lacks `isa`.
 pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
-    let kernels: [(&'static str, Outputs); 6] = [
+    let kernels: [(&'static str, Outputs); 8] = [
         ("rms_norm", rms_norm),
         ("add", add),
         ("rotate", rotate),
         ("activate_multiply", activate_multiply),
         ("attention", attention),
         ("sample", sample),
+        ("score", score),
+        ("top_k", top_k),
     ];
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let test = |(name, kernel): (&str, Outputs)| SelfTest {
@@ -119,6 +123,24 @@ fn sample(isa: Isa) -> Vec<f32> {
     all
 }
 
+fn score(isa: Isa) -> Vec<f32> {
+    let mut all = Vec::new();
+    for kind in Score::ALL {
+        let mut scores = numbers(11, 2 * 77);
+        score_with(isa, kind, &mut scores, 77);
+        all.extend_from_slice(&scores);
+        renormalize_with(isa, &mut scores, 77, 1e-6);
+        all.extend(scores);
+    }
+    all
+}
+
+fn top_k(isa: Isa) -> Vec<f32> {
+    let mut ids = [0; 2 * 8];
+    top_k_with(isa, &numbers(12, 2 * 77), 77, 8, &mut ids);
+    ids.map(|id| id as f32).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,7 +149,7 @@ mod tests {
     fn every_level_passes() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let tests = float_self_tests(isa);
-            assert_eq!(tests.len(), 6);
+            assert_eq!(tests.len(), 8);
             assert!(tests.iter().all(|test| test.passed && test.isa == isa), "{tests:?}");
         }
     }

@@ -53,11 +53,16 @@ static LENT: OnceLock<Pool> = OnceLock::new();
 
 /// The threads of this process's matrices; callers on several threads take turns. Little work stays with the caller.
 fn pool(m: usize, matrices: &[&PackedMatrix]) -> &'static Pool {
-    static ALL: OnceLock<Pool> = OnceLock::new();
-    static ALONE: OnceLock<Pool> = OnceLock::new();
     let bytes: usize = matrices.iter().map(|matrix| matrix.nbytes()).sum();
     let products: usize = matrices.iter().map(|matrix| matrix.rows() * matrix.columns()).sum();
-    if bytes <= BYTES_ALONE && products.saturating_mul(m) <= PRODUCTS_ALONE {
+    threads(bytes <= BYTES_ALONE && products.saturating_mul(m) <= PRODUCTS_ALONE)
+}
+
+/// The caller's thread alone, or all of them.
+pub(crate) fn threads(alone: bool) -> &'static Pool {
+    static ALL: OnceLock<Pool> = OnceLock::new();
+    static ALONE: OnceLock<Pool> = OnceLock::new();
+    if alone {
         ALONE.get_or_init(|| Pool::new(1))
     } else {
         LENT.get().unwrap_or_else(|| ALL.get_or_init(|| Pool::new(default_threads())))
