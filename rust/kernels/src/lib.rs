@@ -12,6 +12,7 @@ pub mod activation;
 pub mod affinity;
 pub mod attention;
 pub mod cost;
+pub mod experts;
 pub mod format;
 pub mod isa;
 pub mod math;

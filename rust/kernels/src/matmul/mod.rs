@@ -47,7 +47,10 @@ pub use self_test::{SelfTest, SelfTestError, self_test, self_tests};
 use crate::activation::Activation;
 use crate::format::PackedMatrix;
 use crate::pool::{Disjoint, Pool};
+pub(crate) use drive::{CHUNK, Operand, SCRATCH, Scratch, TILES, prefetch, product};
 use drive::{Gated, Target, drive};
+pub(crate) use input::{Key, PARALLEL, Planes, blocks, most_tokens, tokens};
+pub(crate) use self_test::best;
 
 /// One product of a region: `out = x · matrixᵀ + bias`, or `out += …`.
 pub struct Job<'a> {
