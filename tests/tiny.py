@@ -223,7 +223,52 @@ GEMMA3 = [
         legacy=True,
     ),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3
+# 36 and 40 are no multiples of any vector or group.
+SPARSE: dict[str, Any] = {"intermediate_size": 40, "num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 1.5,
+}
+MOE = [
+    Tiny("mixtral", "MixtralConfig", SPARSE),
+    Tiny("mixtral-all", "MixtralConfig", {**SPARSE, "num_experts_per_tok": 6, "sliding_window": 20}),
+    Tiny(
+        "qwen3-moe",
+        "Qwen3MoeConfig",
+        {**SPARSE, "moe_intermediate_size": 36, "head_dim": 24, "norm_topk_prob": True},
+    ),
+    Tiny(
+        "qwen3-moe-mixed",
+        "Qwen3MoeConfig",
+        {
+            **SPARSE,
+            "moe_intermediate_size": 72,
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [1],
+            "decoder_sparse_step": 2,
+            "num_experts_per_tok": 1,
+        },
+    ),
+    Tiny("qwen2-moe", "Qwen2MoeConfig", {**SPARSE, "moe_intermediate_size": 36, "shared_expert_intermediate_size": 52}),
+    Tiny("olmoe", "OlmoeConfig", SPARSE),
+    Tiny("olmoe-normalised", "OlmoeConfig", {**SPARSE, "norm_topk_prob": True, "num_experts_per_tok": 4}),
+    Tiny("granite", "GraniteConfig", GRANITE),
+    Tiny("granite-moe", "GraniteMoeConfig", {**SPARSE, **GRANITE}),
+    Tiny(
+        "gpt-oss",
+        "GptOssConfig",
+        {
+            **SPARSE,
+            "head_dim": 16,
+            "sliding_window": 20,
+            "num_hidden_layers": 3,
+            "rope_parameters": rope("yarn", 150000.0, **YARN, truncate=False),
+        },
+    ),
+]
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + MOE
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:

@@ -11,9 +11,14 @@ mod explain;
 mod forward;
 mod gemma;
 mod gguf_config;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod mixtral;
 mod names;
+mod olmoe;
 mod qwen;
+mod qwen_moe;
 mod weights;
 
 pub use explain::MatrixReport;
@@ -22,10 +27,11 @@ pub use names::{Names, Role};
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
-use crate::load::{Checkpoint, FormatError, Metadata};
+use crate::load::{Checkpoint, FormatError, Metadata, Rows};
 use config::Config;
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::rope::RopeTable;
+use feed_forward::sparse::Sparse;
 use names::Convention;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
@@ -103,9 +109,20 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Bytes of all matrices of the blocks: what every pass reads.
+    /// Bytes of the blocks' matrices that every pass reads: all but those of experts.
     pub fn block_bytes(&self) -> u64 {
-        self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear.matrix.nbytes() as u64).sum()
+        let linears = self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear.matrix.nbytes() as u64);
+        let routers = self.mixtures().map(|mixture| mixture.router().nbytes() as u64);
+        linears.chain(routers).sum()
+    }
+
+    fn mixtures(&self) -> impl Iterator<Item = &Sparse> {
+        self.blocks.iter().filter_map(|block| block.feed_forward.sparse())
+    }
+
+    /// Bytes of all experts.
+    pub fn expert_bytes(&self) -> u64 {
+        self.mixtures().map(|mixture| mixture.experts().nbytes() as u64).sum()
     }
 
     /// Bytes of the head: what a pass reads that computes logits.
@@ -115,6 +132,7 @@ impl Model {
 
     /// Resident bytes of all matrices.
     pub fn resident_bytes(&self) -> u64 {
-        self.block_bytes() + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
+        let blocks = self.block_bytes() + self.expert_bytes();
+        blocks + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
     }
 }

@@ -24,6 +24,22 @@ pub enum Role {
     Up,
     /// Back to the stream.
     Down,
+    /// Scores the experts of a mixture.
+    Router,
+    /// The gate of an expert.
+    ExpertGate,
+    /// Its other half.
+    ExpertUp,
+    /// Back to the stream.
+    ExpertDown,
+    /// Weighs the expert that every row meets.
+    SharedRouter,
+    /// Its gate.
+    SharedGate,
+    /// Its other half.
+    SharedUp,
+    /// Back to the stream.
+    SharedDown,
 }
 
 /// Where an RMS norm stands.
@@ -45,13 +61,23 @@ pub(crate) enum Norm {
     Final,
 }
 
-/// A tensor of a model, without the ending `.weight` or `.bias`.
+/// A tensor of a model, without the ending `.weight` or `.bias` unless said otherwise. `{}` stands for an expert's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// A matrix.
     Matrix(Role),
     /// The weights of a norm.
     Norm(Norm),
+    /// Gates and ups of all experts in one tensor.
+    GateUp,
+    /// Downs of all experts in one tensor.
+    Downs,
+    /// Logits of attention without a value; the whole name.
+    Sinks,
+    /// What is added to a router's logits; the whole name.
+    RouterBias,
+    /// What is added to its scores for the choice; the whole name.
+    SelectionBias,
 }
 
 /// Which parts a family names otherwise than [`hugging_face`] and [`gguf`].
@@ -87,6 +113,14 @@ impl Role {
             Role::Gate => "gate",
             Role::Up => "up",
             Role::Down => "down",
+            Role::Router => "router",
+            Role::ExpertGate => "expert_gate",
+            Role::ExpertUp => "expert_up",
+            Role::ExpertDown => "expert_down",
+            Role::SharedRouter => "shared_router",
+            Role::SharedGate => "shared_gate",
+            Role::SharedUp => "shared_up",
+            Role::SharedDown => "shared_down",
         }
     }
 }
@@ -120,6 +154,14 @@ fn hugging_face(part: Part) -> &'static str {
             Role::Gate => "mlp.gate_proj",
             Role::Up => "mlp.up_proj",
             Role::Down => "mlp.down_proj",
+            Role::Router => "mlp.gate",
+            Role::ExpertGate => "mlp.experts.{}.gate_proj",
+            Role::ExpertUp => "mlp.experts.{}.up_proj",
+            Role::ExpertDown => "mlp.experts.{}.down_proj",
+            Role::SharedRouter => "mlp.shared_expert_gate",
+            Role::SharedGate => "mlp.shared_experts.gate_proj",
+            Role::SharedUp => "mlp.shared_experts.up_proj",
+            Role::SharedDown => "mlp.shared_experts.down_proj",
         },
         Part::Norm(norm) => match norm {
             Norm::Mixer => "input_layernorm",
@@ -129,6 +171,11 @@ fn hugging_face(part: Part) -> &'static str {
             Norm::Key => "self_attn.k_norm",
             Norm::Final => "model.norm",
         },
+        Part::GateUp => "mlp.experts.gate_up_proj",
+        Part::Downs => "mlp.experts.down_proj",
+        Part::Sinks => "self_attn.sinks",
+        Part::RouterBias => "mlp.router.bias",
+        Part::SelectionBias => "mlp.gate.e_score_correction_bias",
     }
 }
 
@@ -145,6 +192,14 @@ fn gguf(part: Part) -> &'static str {
             Role::Gate => "ffn_gate",
             Role::Up => "ffn_up",
             Role::Down => "ffn_down",
+            Role::Router => "ffn_gate_inp",
+            Role::ExpertGate => "ffn_gate_exps",
+            Role::ExpertUp => "ffn_up_exps",
+            Role::ExpertDown => "ffn_down_exps",
+            Role::SharedRouter => "ffn_gate_inp_shexp",
+            Role::SharedGate => "ffn_gate_shexp",
+            Role::SharedUp => "ffn_up_shexp",
+            Role::SharedDown => "ffn_down_shexp",
         },
         Part::Norm(norm) => match norm {
             Norm::Mixer => "attn_norm",
@@ -155,5 +210,10 @@ fn gguf(part: Part) -> &'static str {
             Norm::Key => "attn_k_norm",
             Norm::Final => "output_norm",
         },
+        Part::GateUp => "ffn_gate_up_exps",
+        Part::Downs => "ffn_down_exps",
+        Part::Sinks => "attn_sinks.weight",
+        Part::RouterBias => "ffn_gate_inp.bias",
+        Part::SelectionBias => "exp_probs_b.bias",
     }
 }

@@ -2,12 +2,14 @@
 
 use super::config::{BlockSpec, Config};
 use super::feed_forward::FeedForward;
+use super::feed_forward::sources::Search;
+use super::feed_forward::sparse::SparseSpec;
 use super::mixer::Mixer;
 use super::names::{Convention, Norm, Part, Role};
 use super::precision::precision;
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
-use crate::load::{Checkpoint, FormatError, TensorView};
+use crate::load::{Checkpoint, FormatError, Rows, TensorView};
 use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackError, PackedMatrix};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -109,7 +111,11 @@ impl Block {
 impl Loader<'_> {
     fn finished(&self, tensor: &TensorView<'_>) {
         tensor.release();
-        let bytes = tensor.nbytes() as u64;
+        self.read(tensor.nbytes() as u64);
+    }
+
+    /// Tells of `bytes` of the file that are packed.
+    pub(super) fn read(&self, bytes: u64) {
         (self.progress)(self.done.fetch_add(bytes, Ordering::Relaxed) + bytes);
     }
 
@@ -137,7 +143,7 @@ impl Loader<'_> {
         Ok(weight)
     }
 
-    fn name(&self, part: Part, layer: usize) -> String {
+    pub(super) fn name(&self, part: Part, layer: usize) -> String {
         self.config.names.tensor(self.convention, part, layer)
     }
 
@@ -151,27 +157,66 @@ impl Loader<'_> {
 
     /// The matrix that `spec` describes, packed for its use.
     pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
-        let (n, k) = (spec.rows, spec.columns);
         let name = self.name(spec.stored, layer) + ".weight";
-        let tensor = self.checkpoint.require(&name, &[n, k])?;
-        let source = |row: usize| self.source(spec, row);
-        let format = packed_format(self.weights, self.activations, &tensor)?;
-        let stored = self.weights == Weights::Auto;
-        let precision = precision(spec.role, format, self.activations);
-        let packed = match format {
-            Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| tensor.row(source(row), out)),
-            _ if stored => {
-                PackedMatrix::pack_codes(n, k, format, precision, |row, out| tensor.codes(source(row), format, out))
-            }
-            _ => PackedMatrix::quantize(n, k, format, precision, |row, out| tensor.row(source(row), out)),
-        };
-        let packed = packed.map_err(|error| match error {
-            PackError::Source(error) => Error::from(error),
-            PackError::OutOfMemory(error) => Error::OutOfMemory(error),
-            other => FormatError::Pack { tensor: name.clone(), reason: other.to_string() }.into(),
-        })?;
+        let tensor = self.checkpoint.require(&name, &[spec.rows, spec.columns])?;
+        let format = self.format(&tensor)?;
+        let shape = (spec.rows, spec.columns);
+        let packed = self.pack(&name, spec.role, shape, format, &tensor, |row| self.source(spec, row))?;
         self.finished(&tensor);
         Ok(packed)
+    }
+
+    /// A router's matrix: floats as stored, or what quantised ones stand for.
+    pub(super) fn router(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
+        let name = self.name(spec.stored, layer) + ".weight";
+        let tensor = self.checkpoint.require(&name, &[spec.rows, spec.columns])?;
+        let format = router_format(&tensor)?;
+        let packed = self.pack(&name, spec.role, (spec.rows, spec.columns), format, &tensor, |row| row)?;
+        self.finished(&tensor);
+        Ok(packed)
+    }
+
+    /// The format that rows of a file are packed in.
+    pub(super) fn format(&self, rows: &dyn Rows) -> Result<Format, FormatError> {
+        packed_format(self.weights, self.activations, rows)
+    }
+
+    /// The matrix `(n, k)` whose row `i` is row `source(i)` of `rows`.
+    pub(super) fn pack(
+        &self,
+        name: &str,
+        role: Role,
+        (n, k): (usize, usize),
+        format: Format,
+        rows: &dyn Rows,
+        source: impl Fn(usize) -> usize + Sync,
+    ) -> Result<PackedMatrix, Error> {
+        let stored = self.weights == Weights::Auto;
+        let precision = precision(role, format, self.activations);
+        let packed = match format {
+            Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| rows.row(source(row), out)),
+            _ if stored => {
+                PackedMatrix::pack_codes(n, k, format, precision, |row, out| rows.codes(source(row), format, out))
+            }
+            _ => PackedMatrix::quantize(n, k, format, precision, |row, out| rows.row(source(row), out)),
+        };
+        packed.map_err(|error| match error {
+            PackError::Source(error) => Error::from(error),
+            PackError::OutOfMemory(error) => Error::OutOfMemory(error),
+            other => FormatError::Pack { tensor: name.to_owned(), reason: other.to_string() }.into(),
+        })
+    }
+
+    /// What the experts of block `layer` are looked for with.
+    pub(super) fn search(&self, layer: usize, spec: &SparseSpec) -> Search<'_> {
+        Search {
+            checkpoint: self.checkpoint,
+            convention: self.convention,
+            names: &self.config.names,
+            layer,
+            experts: spec.router.experts,
+            joined: spec.joined,
+        }
     }
 
     /// The matrix that `spec` describes, with its bias.
@@ -202,21 +247,23 @@ impl Loader<'_> {
     }
 }
 
-/// The format that `tensor` is packed in.
-pub(super) fn packed_format(
-    wish: Weights,
-    activations: Activations,
-    tensor: &TensorView<'_>,
-) -> Result<Format, FormatError> {
-    let natural = tensor.natural_format()?;
+/// The format that `rows` are packed in.
+pub(super) fn packed_format(wish: Weights, activations: Activations, rows: &dyn Rows) -> Result<Format, FormatError> {
+    let natural = rows.natural_format()?;
     Ok(match wish {
-        Weights::Auto if activations == Activations::F32 => tensor.exact_format()?,
-        Weights::Auto => tensor.ternary_rows().unwrap_or(natural),
+        Weights::Auto if activations == Activations::F32 => rows.exact_format()?,
+        Weights::Auto => rows.ternary_rows().unwrap_or(natural),
         Weights::F32 => Format::Float(FloatType::F32),
         Weights::Bf16 => Format::Float(FloatType::Bf16),
         Weights::Int8 => integer(Bits::Eight),
         Weights::Int4 => integer(Bits::Four),
     })
+}
+
+/// The format of a router that is stored as `rows`: never quantised.
+pub(super) fn router_format(rows: &dyn Rows) -> Result<Format, FormatError> {
+    let natural = rows.natural_format()?;
+    Ok(if matches!(natural, Format::Float(_)) { natural } else { Format::Float(FloatType::F32) })
 }
 
 fn integer(bits: Bits) -> Format {

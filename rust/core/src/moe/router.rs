@@ -342,6 +342,11 @@ impl Router {
         &self.spec
     }
 
+    /// (e, h).
+    pub fn weight(&self) -> &PackedMatrix {
+        &self.weight
+    }
+
     /// Bytes of its weights.
     pub fn nbytes(&self) -> usize {
         self.weight.nbytes()

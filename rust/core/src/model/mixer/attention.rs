@@ -1,7 +1,7 @@
 //! Softmax attention (Vaswani et al. 2017) with grouped key-value heads (arXiv 2305.13245), rotated queries and keys.
 
 use super::super::forward::{Pass, Stream, sized};
-use super::super::names::{Norm, Role};
+use super::super::names::{Norm, Part, Role};
 use super::super::weights::{Linear, Loader, MatrixSpec};
 use crate::engine::cache::Cache;
 use crate::error::Error;
@@ -31,8 +31,19 @@ pub struct AttentionSpec {
     pub qkv_bias: bool,
     /// Bias on the output.
     pub output_bias: bool,
-    /// RMS norms over each head of queries and keys.
-    pub qk_norm: bool,
+    /// RMS norms of queries and keys.
+    pub head_norm: Option<HeadNorm>,
+    /// A logit for each head that takes part in the softmax and has no value (gpt-oss).
+    pub sinks: bool,
+}
+
+/// What an RMS norm of queries or keys goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadNorm {
+    /// Each head by itself, all with the same weights.
+    Each,
+    /// All heads of a row (`OLMoE`).
+    Together,
 }
 
 /// Attention's tensors.
@@ -42,9 +53,11 @@ pub(in crate::model) struct Attention {
     query: Linear,
     key: Linear,
     value: Linear,
-    /// Over each head of queries and of keys.
+    /// Of queries and of keys.
     head_norms: Option<(Vec<f32>, Vec<f32>)>,
     output: Linear,
+    /// `(heads,)`.
+    sinks: Option<Vec<f32>>,
 }
 
 /// Buffers of the forward pass.
@@ -70,14 +83,19 @@ impl AttentionSpec {
 
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Attention, Error> {
         let [query, key, value, output] = self.matrices(loader.config.hidden);
-        let norm = |norm| loader.norm(norm, layer, self.head_dim);
+        let norms = |over| {
+            let width = |heads: usize| self.head_dim * if over == HeadNorm::Each { 1 } else { heads };
+            let (heads, kv_heads) = (width(self.heads), width(self.kv_heads));
+            Ok::<_, Error>((loader.norm(Norm::Query, layer, heads)?, loader.norm(Norm::Key, layer, kv_heads)?))
+        };
         Ok(Attention {
             spec: self.clone(),
             query: loader.linear(&query, layer)?,
             key: loader.linear(&key, layer)?,
             value: loader.linear(&value, layer)?,
-            head_norms: self.qk_norm.then(|| Ok::<_, Error>((norm(Norm::Query)?, norm(Norm::Key)?))).transpose()?,
+            head_norms: self.head_norm.map(norms).transpose()?,
             output: loader.linear(&output, layer)?,
+            sinks: self.sinks.then(|| loader.vector(&loader.name(Part::Sinks, layer), self.heads)).transpose()?,
         })
     }
 }
@@ -131,6 +149,7 @@ impl Attention {
             scale: spec.scale,
             window: spec.window,
             softcap: spec.softcap,
+            sinks: self.sinks.as_deref(),
         };
         let attended = sized(&mut buffers.attended, t * wide);
         attention(pool, queries, pass.batch.spans, cache.pages(layer), &shape, attended);
