@@ -1,8 +1,8 @@
 """What the experts of a transformers model compute, read from their module without copying a weight.
 
 transformers 5 keeps the experts of a layer as parameters of three axes, in a module whose flags say how they lie
-(`use_experts_implementation`). The function between their matrices is the module's own method; it is known here only where
-its source is one that this file names.
+(`use_experts_implementation`). The function between their matrices is the module's own method; it is known here only
+where its source is one that this file names.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..errors import UnsupportedError
 
@@ -28,6 +29,7 @@ _ACTIVATIONS = {
     "GELUTanh": "gelu_tanh",
     "ReLUSquaredActivation": "relu_squared",
 }
+_SIGNATURE = re.compile(r"\s*def \w+\(.*?\)(?: *-> *[^:]*)?:", re.DOTALL)
 # Sources of `_apply_gate` without comments, on one line; what they compute, and their attributes for limit and alpha.
 _PLAIN = "gate, up = gate_up_out.chunk(2, dim=-1) return self.act_fn(gate) * up"
 _CLAMP = "gate = gate.clamp({low}max=self.{limit}) up = up.clamp(min=-self.{limit}, max=self.{limit}) "
@@ -151,7 +153,7 @@ class Experts:
         return Expert(gate, up, down, gate_bias, up_bias, biases[1])
 
     def _matrix(self, name: str, index: int) -> torch.Tensor:
-        """(outputs, inputs)"""
+        """The weights as (outputs, inputs)."""
         weight = _parameter(self._module, name)[index]
         return weight.T if self._is_transposed else weight
 
@@ -204,17 +206,18 @@ def describe_experts(module: nn.Module) -> Experts:
     wide = 2 * inner if flags["has_gate"] else inner
     shape = (experts, hidden, wide) if flags["is_transposed"] else (experts, wide, hidden)
     if first.shape != shape:
-        raise UnsupportedError(
-            f"{type(module).__name__}: got {tuple(first.shape)} beside a down_proj of {tuple(down.shape)}, expected {shape}"
-        )
+        got = f"{tuple(first.shape)} beside a down_proj of {tuple(down.shape)}"
+        raise UnsupportedError(f"{type(module).__name__}: got {got}, expected {shape}")
     apply_gate = getattr(module, "_apply_gate", None) if flags["has_gate"] else module.act_fn
     gate = _gate(module) if flags["has_gate"] else _Gate("act")
     activation = None if gate is None else gate.kind
     if activation == "act":
-        activation = _ACTIVATIONS.get(type(module.act_fn).__name__)
+        act_fn: Any = module.act_fn
+        activation = "silu" if act_fn is F.silu else _ACTIVATIONS.get(type(act_fn).__name__)
         if flags["has_gate"] and activation == "relu_squared":
             activation = None
     gate = _Gate("none") if gate is None or activation is None else gate
+    post_norm: Any = module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None
     return Experts(
         num_experts=experts,
         hidden_size=hidden,
@@ -225,7 +228,7 @@ def describe_experts(module: nn.Module) -> Experts:
         activation=activation,
         limit=None if gate.limit is None else float(getattr(module, gate.limit)),
         alpha=None if gate.alpha is None else float(getattr(module, gate.alpha)),
-        post_norm=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,
+        post_norm=post_norm,
         apply_gate=apply_gate if callable(apply_gate) else lambda both: _plain_gate(module, both),
         _module=module,
         _is_transposed=flags["is_transposed"],
@@ -247,8 +250,11 @@ def _gate(module: nn.Module) -> _Gate | None:
         source = inspect.getsource(method)
     except (OSError, TypeError):
         return None
-    body = re.sub(r'""".*?"""', "", source[source.index(":\n") :], flags=re.DOTALL)
-    return _GATES.get(" ".join(re.sub(r"#.*", "", body[1:]).split()))
+    signature = _SIGNATURE.match(source)
+    if signature is None:
+        return None
+    body = re.sub(r'""".*?"""|#[^\n]*', "", source[signature.end() :], flags=re.DOTALL)
+    return _GATES.get(" ".join(body.split()))
 
 
 def _parameter(module: nn.Module, name: str) -> torch.Tensor:
@@ -260,4 +266,5 @@ def _parameter(module: nn.Module, name: str) -> torch.Tensor:
             f"{type(module).__name__}.{name}: got {got}, expected float32, bfloat16 or float16 on cpu; "
             "load the model without another quantisation"
         )
-    return weight.detach()
+    detached: torch.Tensor = weight.detach()
+    return detached

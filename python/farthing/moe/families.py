@@ -32,10 +32,8 @@ class _Config:
 
     def get(self, name: str, default: Any) -> Any:
         for alias in _ALIASES.get(name, (name,)):
-            if isinstance(self._config, Mapping):
-                value = self._config.get(alias)
-            else:
-                value = getattr(self._config, alias, None)
+            from_mapping = isinstance(self._config, Mapping)
+            value = self._config.get(alias) if from_mapping else getattr(self._config, alias, None)
             if value is not None:
                 return value
         return default

@@ -166,14 +166,14 @@ def route(
 ) -> Routing:
     """Chooses experts for each row, as the router of the model does in float32.
 
-    A row's result depends on that row alone, and has the same bits on every instruction set. A NaN among the logits makes
-    the row's weights NaN under softmax; under other scores its expert is chosen last. Ids are distinct in any case.
+    A row's result depends on that row alone, and has the same bits on every instruction set. Ids are distinct whatever
+    the logits are. A NaN among them makes the row's weights NaN under softmax; else its expert is chosen last.
 
     Args:
         x: (T, H) hidden states if there is a weight, else (T, E) logits; float32, float16 or (torch) bfloat16.
         spec: how to choose.
-        weight: (E, H) of the router, an array of these types, or a matrix that `quantize` packed as ``f32``, ``bf16`` or
-            ``f16``: an array is packed anew at each call.
+        weight: (E, H) of the router, an array of these types, or a matrix that `quantize` packed as ``f32``, ``bf16``
+            or ``f16``: an array is packed anew at each call.
         logit_bias: (E,) if the spec says so.
         selection_bias: (E,) if the spec says so.
         table: (V, K) integers if the spec is hashed.
@@ -184,7 +184,8 @@ def route(
 
     Raises:
         TypeError: an array of another type.
-        ValueError: shapes or values that do not fit; biases and tables that the spec does not ask for, or that are missing.
+        ValueError: shapes or values that do not fit; biases and tables that the spec does not ask for, or that are
+            missing.
 
     Example:
         >>> import numpy as np
@@ -222,8 +223,8 @@ def route(
     )
     if isinstance(x, np.ndarray):
         return Routing(ids, weights, mass, spec.num_experts)
-    torch = sys.modules["torch"]
-    return Routing(*(torch.from_numpy(part) for part in (ids, weights, mass)), spec.num_experts)
+    tensor = sys.modules["torch"].from_numpy
+    return Routing(tensor(ids), tensor(weights), tensor(mass), spec.num_experts)
 
 
 def _float_format(weight: Any) -> str:

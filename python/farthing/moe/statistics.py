@@ -37,7 +37,7 @@ class RoutingStatistics:
         tokens                                     2
         experts used                          3 of 4
         entropy                   1.040 of 1.386 nat
-        greatest load                  2.00 × mean
+        greatest load                    2.00 × mean
         coefficient of variation                0.71
     """
 

@@ -259,8 +259,20 @@ impl Groups {
         let mut kept = vec![0; self.kept];
         top_k(&scores, self.count, self.kept, &mut kept);
         for (id, group) in row.chunks_exact_mut(each).enumerate() {
-            if !kept.contains(&(id as u32)) {
-                group.fill(self.masked_fill);
+            let kept = kept.contains(&(id as u32));
+            if self.masked_fill == 0.0 {
+                if !kept {
+                    group.fill(0.0);
+                }
+                continue;
+            }
+            // NaNs of the kept groups come before what is masked, so that no expert outside is ever chosen.
+            for x in group {
+                if !kept {
+                    *x = f32::NAN;
+                } else if x.is_nan() {
+                    *x = f32::NEG_INFINITY;
+                }
             }
         }
     }

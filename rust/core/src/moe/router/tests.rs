@@ -99,6 +99,10 @@ fn odd_rows_have_distinct_experts() {
             assert_eq!(ids.len(), spec.top_k, "{value}");
         }
     }
+    let logits = [9.0, 9.0, f32::NAN, f32::NAN, 0.0, 1.0, 2.0, 3.0];
+    let (ids, weights) = route(&deepseek(8, 4, 2, 1), 1, &logits, Biases::default(), None).unwrap();
+    assert_eq!(ids, [0, 1, 2, 3]);
+    assert!(weights[2].is_nan());
     let (ids, weights) = route(&RouterSpec::softmax(3, 2), 1, &[1.0, f32::NAN, 0.0], Biases::default(), None).unwrap();
     assert_eq!(ids, [0, 1]);
     assert!(weights.iter().all(|weight| weight.is_nan()));
