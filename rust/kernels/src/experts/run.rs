@@ -21,8 +21,6 @@ pub(super) const TOKENS: usize = 512;
 const STREAM: usize = 4;
 /// Items for each thread, at least, where they are taken in turn.
 const TURNS: usize = 8;
-/// What is fetched of a panel before its turn comes.
-const PAGE: usize = 4096;
 
 /// Runs the experts that `scratch` has routed tokens to: `x: (t, hidden)`, adds to `out: (t, hidden)`.
 pub(super) fn run(
@@ -293,11 +291,7 @@ impl<'a> Step<'a> {
             self.in_turn(tiles.div_ceil(part), |item| {
                 let (panel, first) = (item * part / TILES, item * part % TILES);
                 let tiles = first..(first + part).min(layout.tiles(panel));
-                for (index, segment) in self.segments.iter().enumerate() {
-                    if let Some(next) = self.segments.get(index + 1) {
-                        let panel = self.expert(next).down.panel(panel);
-                        prefetch(&panel[..PAGE.min(panel.len())]);
-                    }
+                for segment in self.segments {
                     self.down(segment, panel, tiles.clone(), inner, planes, out);
                 }
             });
