@@ -71,7 +71,7 @@ impl Kernel for ActivateMultiply<'_> {
 }
 
 #[inline(always)]
-fn silu<A: Arithmetic>(a: A, x: A::F) -> A::F {
+pub(crate) fn silu<A: Arithmetic>(a: A, x: A::F) -> A::F {
     let negated = a.sub(a.splat(0.0), x);
     a.div(x, a.add(a.splat(1.0), exp_lanes(a, negated)))
 }

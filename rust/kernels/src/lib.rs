@@ -21,6 +21,7 @@ pub mod norm;
 pub mod philox;
 pub mod pool;
 pub mod probe;
+pub mod recurrent;
 pub mod rope;
 mod rows;
 pub mod sample;

@@ -8,6 +8,7 @@ use crate::isa::Isa;
 use crate::norm::{add_with, rms_norm_with};
 use crate::philox::philox4x32;
 use crate::pool::Pool;
+use crate::recurrent::{Columns, Convolution, Segment, States, multiply_with};
 use crate::rope::{RopeTable, rotate_with};
 use crate::sample::{Sampling, TokenCounts, sample_with};
 
@@ -36,13 +37,15 @@ type Outputs = fn(Isa) -> Vec<f32>;
 /// # Panics
 /// When this CPU lacks `isa`.
 pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
-    let kernels: [(&'static str, Outputs); 6] = [
+    let kernels: [(&'static str, Outputs); 8] = [
         ("rms_norm", rms_norm),
         ("add", add),
         ("rotate", rotate),
         ("activate_multiply", activate_multiply),
         ("attention", attention),
         ("sample", sample),
+        ("multiply", multiply),
+        ("convolution", convolution),
     ];
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let test = |(name, kernel): (&str, Outputs)| SelfTest {
@@ -119,6 +122,29 @@ fn sample(isa: Isa) -> Vec<f32> {
     all
 }
 
+fn multiply(isa: Isa) -> Vec<f32> {
+    let (x, mut out) = (numbers(11, 3 * 100), vec![0.0; 3 * 37]);
+    let columns = |offset| Columns { x: &x, stride: 100, offset };
+    multiply_with(isa, &Pool::new(1), columns(3), columns(60), &mut out, 37);
+    out
+}
+
+fn convolution(isa: Isa) -> Vec<f32> {
+    let mut all = Vec::new();
+    for silu in [false, true] {
+        let convolution = Convolution::new(&numbers(12, 37 * 4), Some(&numbers(13, 37)), 37, silu);
+        let Ok(mut states) = States::new(1, convolution.state_floats()) else { continue };
+        for rows in [5, 1] {
+            let mut out = vec![0.0; rows * 37];
+            let segment = Segment { first_row: 0, rows, slot: 0 };
+            convolution.run_with(isa, &Pool::new(1), &numbers(14, rows * 37), &[segment], &mut states, &mut out);
+            all.extend(out);
+        }
+        all.extend_from_slice(states.slot(0));
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,7 +153,7 @@ mod tests {
     fn every_level_passes() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let tests = float_self_tests(isa);
-            assert_eq!(tests.len(), 6);
+            assert_eq!(tests.len(), 8);
             assert!(tests.iter().all(|test| test.passed && test.isa == isa), "{tests:?}");
         }
     }
