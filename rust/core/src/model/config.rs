@@ -72,10 +72,11 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "llama" | "mistral" | "smollm3" => super::llama::describe(&reader, &family)?,
         "qwen2" | "qwen3" => super::qwen::describe(&reader, &family)?,
         "gemma3_text" => super::gemma::describe(&reader)?,
+        "lfm2" => super::lfm2::describe(&reader)?,
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
-                "the families llama, mistral, smollm3, qwen2, qwen3 and gemma3_text load",
+                "the families llama, mistral, smollm3, qwen2, qwen3, gemma3_text and lfm2 load",
             ));
         }
     };
@@ -189,8 +190,22 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A list of indices below `length`, that may be absent.
+    pub(super) fn indices(&self, key: &str, length: usize) -> Result<Option<Vec<usize>>, FormatError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let array = value.as_array().ok_or_else(|| self.wrong(key, value, "a list"))?;
+        let index = |value: &Value| usize::try_from(value.as_u64()?).ok().filter(|&index| index < length);
+        let convert = |value| index(value).ok_or_else(|| self.wrong(key, value, &format!("indices below {length}")));
+        array.iter().map(convert).collect::<Result<_, _>>().map(Some)
+    }
+
     /// The values every family names alike.
     pub(super) fn shape(&self) -> Result<Shape, FormatError> {
+        self.shape_around(self.count("intermediate_size", None, 1 << 20)?)
+    }
+
+    /// [`Reader::shape`] with another width of the feed-forward network than `intermediate_size`.
+    pub(super) fn shape_around(&self, intermediate: usize) -> Result<Shape, FormatError> {
         let hidden = self.count("hidden_size", None, 1 << 17)?;
         let heads = self.count("num_attention_heads", None, 1 << 14)?;
         let kv_heads = self.count("num_key_value_heads", Some(heads), 1 << 14)?;
@@ -211,7 +226,7 @@ impl<'a> Reader<'a> {
             kv_heads,
             head_dim,
             layers: self.count("num_hidden_layers", None, 4096)?,
-            intermediate: self.count("intermediate_size", None, 1 << 20)?,
+            intermediate,
             vocab: self.count("vocab_size", None, 1 << 24)?,
             context: self.count("max_position_embeddings", Some(2048), 1 << 28)?,
             epsilon: self.positive("rms_norm_eps", Some(1e-6))? as f32,

@@ -11,6 +11,7 @@ mod explain;
 mod forward;
 mod gemma;
 mod gguf_config;
+mod lfm2;
 mod llama;
 mod names;
 mod qwen;
