@@ -156,6 +156,39 @@ def test_damaged_directory(case: str, directory: Path) -> None:
     assert len(str(caught.value)) < 2000
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["conv"]},
+        {"layer_types": ["conv", "full_attention", "conv", "linear_attention"]},
+        {"layer_types": ["full_attention"] * 4},
+        {"layer_types": ..., "full_attn_idxs": [4]},
+        {"layer_types": ..., "full_attn_idxs": [-1]},
+        {"layer_types": ..., "full_attn_idxs": 1},
+        {"conv_L_cache": 0},
+        {"conv_L_cache": 4},
+        {"conv_L_cache": 2**40},
+        {"conv_bias": True},
+        {"conv_bias": "yes"},
+        {"norm_eps": 0.0},
+        {"block_multiple_of": 0},
+        {"block_multiple_of": 7},
+        {"block_ffn_dim_multiplier": 1e300},
+        {"block_ff_dim": 2**62},
+        {"tie_word_embeddings": False},
+    ],
+    ids=str,
+)
+def test_damaged_convolutions(changes: dict[str, Any], tiny_directory: Callable[[str], Path], tmp_path: Path) -> None:
+    """LFM2: layers of two kinds, whose shapes follow from the configuration."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_directory("lfm2"), copy)
+    configure(**changes)(copy)
+    with pytest.raises(ft.FormatError) as caught:
+        ft.LLM(copy)
+    assert "got" in str(caught.value) or "expected" in str(caught.value)
+
+
 def test_undamaged_directory(directory: Path) -> None:
     """The fixture itself loads, so the cases above fail for the reason they name."""
     assert ft.LLM(directory).logits([1]).shape == (1, tiny.VOCABULARY)
@@ -165,7 +198,7 @@ def test_undamaged_directory(directory: Path) -> None:
     "changes",
     [
         {"model_type": "mamba"},
-        {"model_type": "mixtral"},
+        {"model_type": "deepseek_v4"},
         {"hidden_act": "relu6"},
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [1.0]}},
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},

@@ -31,6 +31,18 @@ def test_tiny_checkpoint_equals_transformers(name: str, tiny_directory: Callable
     assert completion.finish_reason == "length"
 
 
+@pytest.mark.parametrize("name", ["lfm2", "lfm2-biases-untied", "lfm2-convolutions-only"])
+def test_states_survive_chunks(name: str, tiny_directory: Callable[[str], Path]) -> None:
+    """What a layer carries from one chunk to the next is what transformers has within one prompt."""
+    directory = tiny_directory(name)
+    model = reference.load(directory)
+    ids = tiny.prompt(150, model.config.vocab_size)
+    exact = reference.logits(model, ids)
+    for chunk in (1, 7, 64):
+        ours = ft.LLM(directory, weights="f32", threads=2, chunk=chunk).logits(ids)
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sharded_half_precision_checkpoint(dtype: str, tmp_path: Path) -> None:
     """16-bit weights are exact in float32; the index of several shards is followed."""

@@ -268,7 +268,36 @@ MOE = [
         },
     ),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + MOE
+LFM2_LAYERS = {"layer_types": ["conv", "full_attention", "conv", "conv"], "num_hidden_layers": 4}
+LFM2 = [
+    Tiny("lfm2", "Lfm2Config", {**LFM2_LAYERS, "block_multiple_of": 16, "norm_eps": 1e-4}),
+    Tiny(
+        "lfm2-biases-untied",
+        "Lfm2Config",
+        {
+            **LFM2_LAYERS,
+            "hidden_size": 44,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "conv_bias": True,
+            "conv_L_cache": 7,
+            "block_auto_adjust_ff_dim": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    Tiny(
+        "lfm2-legacy",
+        "Lfm2Config",
+        {"num_hidden_layers": 3, "full_attn_idxs": [1], "conv_L_cache": 2, "block_multiple_of": 8},
+        legacy=True,
+    ),
+    Tiny(
+        "lfm2-convolutions-only",
+        "Lfm2Config",
+        {"num_hidden_layers": 2, "layer_types": ["conv", "conv"], "conv_L_cache": 1, "block_ffn_dim_multiplier": 0.7},
+    ),
+]
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + MOE
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:

@@ -26,6 +26,7 @@ class Plan:
         resident_bytes: bytes of weights that stay in memory.
         bytes_per_token: bytes of weights one decoded token reads when it is alone in its pass.
         kv_bytes_per_token: bytes of keys and values one token of context takes.
+        state_bytes_per_sequence: bytes of the states that a sequence keeps however long it is (convolutions, delta rules).
         operations_per_token: multiplications and additions of one prompt token.
         limits: what the machine can do.
         decode_rate: tokens per second at the bandwidth limit, at an empty context.
@@ -39,6 +40,7 @@ class Plan:
     resident_bytes: int
     bytes_per_token: int
     kv_bytes_per_token: int
+    state_bytes_per_sequence: int
     operations_per_token: int
     limits: Limits
     decode_rate: float
@@ -55,6 +57,7 @@ class Plan:
             ("weights read per token", size(self.bytes_per_token)),
             ("keys and values per token", size(self.kv_bytes_per_token)),
             ("keys and values of a full context", size(self.kv_bytes_per_token * self.context)),
+            ("states of a sequence", size(self.state_bytes_per_sequence)),
             ("operations per prompt token", f"{self.operations_per_token / 1e9:.3g} G"),
             ("memory bandwidth, measured", f"{size(limit.bandwidth)}/s ({limit.threads} threads)"),
             ("int8 rate, measured", f"{limit.int8_rate / 1e12:.2f} TOP/s"),
@@ -94,6 +97,7 @@ def plan(
         resident_bytes=core.resident_bytes,
         bytes_per_token=core.bytes_per_token,
         kv_bytes_per_token=core.kv_bytes_per_token,
+        state_bytes_per_sequence=core.state_bytes_per_sequence,
         operations_per_token=core.operations_per_token,
         limits=limit,
         decode_rate=limit.bandwidth / core.bytes_per_token,

@@ -23,6 +23,7 @@ pub mod openmp;
 pub mod philox;
 pub mod pool;
 pub mod probe;
+pub mod recurrent;
 pub mod rope;
 mod rows;
 pub mod sample;

@@ -8,6 +8,7 @@ use crate::isa::Isa;
 use crate::norm::{add_with, rms_norm_with};
 use crate::philox::philox4x32;
 use crate::pool::Pool;
+use crate::recurrent::{Columns, Convolution, Segment, States, multiply_with};
 use crate::rope::{RopeTable, rotate_with};
 use crate::sample::{Sampling, TokenCounts, sample_with};
 use crate::score::{Score, renormalize_with, score_with};
@@ -38,7 +39,7 @@ type Outputs = fn(Isa) -> Vec<f32>;
 /// # Panics
 /// When this CPU lacks `isa`.
 pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
-    let kernels: [(&'static str, Outputs); 8] = [
+    let kernels: [(&'static str, Outputs); 10] = [
         ("rms_norm", rms_norm),
         ("add", add),
         ("rotate", rotate),
@@ -47,6 +48,8 @@ pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
         ("sample", sample),
         ("score", score),
         ("top_k", top_k),
+        ("multiply", multiply),
+        ("convolution", convolution),
     ];
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let test = |(name, kernel): (&str, Outputs)| SelfTest {
@@ -131,6 +134,29 @@ fn score(isa: Isa) -> Vec<f32> {
         all.extend_from_slice(&scores);
         renormalize_with(isa, &mut scores, 77, 1e-6);
         all.extend(scores);
+    }
+    all
+}
+
+fn multiply(isa: Isa) -> Vec<f32> {
+    let (x, mut out) = (numbers(11, 3 * 100), vec![0.0; 3 * 37]);
+    let columns = |offset| Columns { x: &x, stride: 100, offset };
+    multiply_with(isa, &Pool::new(1), columns(3), columns(60), &mut out, 37);
+    out
+}
+
+fn convolution(isa: Isa) -> Vec<f32> {
+    let mut all = Vec::new();
+    for silu in [false, true] {
+        let convolution = Convolution::new(&numbers(12, 37 * 4), Some(&numbers(13, 37)), 37, silu);
+        let Ok(mut states) = States::new(1, convolution.state_floats()) else { continue };
+        for rows in [5, 1] {
+            let mut out = vec![0.0; rows * 37];
+            let segment = Segment { first_row: 0, rows, slot: 0 };
+            convolution.run_with(isa, &Pool::new(1), &numbers(14, rows * 37), &[segment], &mut states, &mut out);
+            all.extend(out);
+        }
+        all.extend_from_slice(states.slot(0));
     }
     all
 }

@@ -47,6 +47,11 @@ impl Plan {
     }
 
     #[getter]
+    fn state_bytes_per_sequence(&self) -> u64 {
+        self.0.state_bytes_per_sequence()
+    }
+
+    #[getter]
     fn operations_per_token(&self) -> u64 {
         self.0.operations_per_token()
     }

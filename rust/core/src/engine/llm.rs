@@ -110,7 +110,7 @@ impl Llm {
             (whole * options.max_sequences).min(quarter.max(whole.min(64)))
         });
         let context = wanted.min(pages * PAGE);
-        let cache = Cache::new(&config, pages, kv)?;
+        let cache = Cache::new(&config, pages, kv, options.max_sequences)?;
         let pool = Pool::new(threads);
         let threads = pool.threads();
         let (resident_bytes, matrices) = (model.resident_bytes(), model.explain());

@@ -157,7 +157,7 @@ mod tests {
 
     /// Runs sequences of (prompt, output) lengths to their ends; returns the order of ending and the passes taken.
     fn run(jobs: &[(usize, usize)], pages: usize, limits: Limits) -> (Vec<u64>, usize) {
-        let mut cache = Cache::new(&config(), pages, KvType::F32).unwrap();
+        let mut cache = Cache::new(&config(), pages, KvType::F32, limits.max_sequences).unwrap();
         let mut scheduler = Scheduler::default();
         for (id, &(prompt, _)) in jobs.iter().enumerate() {
             scheduler.waiting.push_back(sequence(id as u64, prompt));

@@ -92,7 +92,8 @@ impl Engine {
         let running = &self.scheduler.running;
         let hidden = self.model.config().hidden;
         let (mut inputs, mut positions) = (Vec::new(), Vec::new());
-        let (mut spans, mut logit_rows, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut spans, mut slots) = (Vec::new(), Vec::new());
+        let (mut logit_rows, mut wanted) = (Vec::new(), Vec::new());
         let mut prefill = false;
         for &(index, rows) in &plan.rows {
             let sequence = &running[index];
@@ -104,6 +105,7 @@ impl Engine {
                 positions.push(position);
             }
             spans.push(Span { first_row, rows, start, pages: sequence.table.pages() });
+            slots.push(sequence.table.slot());
             let before = logit_rows.len();
             if sequence.wants_all() {
                 logit_rows.extend(first_row..first_row + rows);
@@ -112,7 +114,8 @@ impl Engine {
             }
             wanted.push(logit_rows.len() - before);
         }
-        let batch = Batch { rows: &inputs, positions: &positions, spans: &spans, logit_rows: &logit_rows };
+        let batch =
+            Batch { rows: &inputs, positions: &positions, spans: &spans, slots: &slots, logit_rows: &logit_rows };
         self.model.forward(&self.pool, &batch, &mut self.cache, &mut self.scratch)?;
         let pass = Pass {
             rows: positions.len(),
@@ -157,13 +160,14 @@ impl Engine {
     }
 }
 
-/// Bytes of keys and values that `rows` rows behind `start` others write and read; rows of one chunk share their reads.
+/// Bytes of keys, values and states that `rows` rows behind `start` others write and read; rows of one chunk share their
+/// reads.
 fn kv_traffic(blocks: &[BlockSpec], kv: KvType, start: usize, rows: usize) -> u64 {
     let per_block = |block: &BlockSpec| {
         let (heads, width) = block.mixer.keys();
         let token = 2 * heads * width * kv.bytes();
         let visible = block.mixer.window().map_or(start + rows, |window| (start + rows).min(window + rows));
-        ((visible + rows) * token) as u64
+        ((visible + rows) * token + 2 * 4 * block.mixer.state_floats()) as u64
     };
     blocks.iter().map(per_block).sum()
 }

@@ -86,10 +86,11 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "olmoe" => super::olmoe::describe(&reader)?,
         "granite" | "granitemoe" => super::granite::describe(&reader, &family)?,
         "gpt_oss" => super::gpt_oss::describe(&reader)?,
+        "lfm2" => super::lfm2::describe(&reader)?,
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
-                "the families llama, mistral, smollm3, qwen2, qwen3, gemma3_text, granite, mixtral, qwen2_moe, qwen3_moe, \
+                "the families llama, mistral, smollm3, qwen2, qwen3, gemma3_text, lfm2, granite, mixtral, qwen2_moe, qwen3_moe, \
                  olmoe, granitemoe and gpt_oss load",
             ));
         }
@@ -154,15 +155,6 @@ impl<'a> Reader<'a> {
         let names = ["num_experts", "num_local_experts", "n_routed_experts"];
         let key = names.into_iter().find(|key| self.value(key).is_some()).unwrap_or(names[0]);
         self.count(key, Some(default), 1 << 16)
-    }
-
-    /// Indices below `bound`; none when absent.
-    pub(super) fn indices(&self, key: &str, bound: usize) -> Result<Vec<usize>, FormatError> {
-        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
-        let expected = format!("a list of numbers below {bound}");
-        let index = |value: &Value| value.as_u64().map(|index| index as usize).filter(|&index| index < bound);
-        let indices = value.as_array().and_then(|list| list.iter().map(index).collect::<Option<Vec<_>>>());
-        indices.ok_or_else(|| self.wrong(key, value, &expected))
     }
 
     /// A count that may be absent.
@@ -232,8 +224,22 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A list of indices below `length`, that may be absent.
+    pub(super) fn indices(&self, key: &str, length: usize) -> Result<Option<Vec<usize>>, FormatError> {
+        let Some(value) = self.value(key) else { return Ok(None) };
+        let array = value.as_array().ok_or_else(|| self.wrong(key, value, "a list"))?;
+        let index = |value: &Value| usize::try_from(value.as_u64()?).ok().filter(|&index| index < length);
+        let convert = |value| index(value).ok_or_else(|| self.wrong(key, value, &format!("indices below {length}")));
+        array.iter().map(convert).collect::<Result<_, _>>().map(Some)
+    }
+
     /// The values every family names alike.
     pub(super) fn shape(&self) -> Result<Shape, FormatError> {
+        self.shape_around(self.count("intermediate_size", None, 1 << 20)?)
+    }
+
+    /// [`Reader::shape`] with another width of the feed-forward network than `intermediate_size`.
+    pub(super) fn shape_around(&self, intermediate: usize) -> Result<Shape, FormatError> {
         let hidden = self.count("hidden_size", None, 1 << 17)?;
         let heads = self.count("num_attention_heads", None, 1 << 14)?;
         let kv_heads = self.count("num_key_value_heads", Some(heads), 1 << 14)?;
@@ -254,7 +260,7 @@ impl<'a> Reader<'a> {
             kv_heads,
             head_dim,
             layers: self.count("num_hidden_layers", None, 4096)?,
-            intermediate: self.count("intermediate_size", None, 1 << 20)?,
+            intermediate,
             vocab: self.count("vocab_size", None, 1 << 24)?,
             context: self.count("max_position_embeddings", Some(2048), 1 << 28)?,
             epsilon: self.positive("rms_norm_eps", Some(1e-6))? as f32,

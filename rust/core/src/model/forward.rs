@@ -8,6 +8,7 @@ use farthing_kernels::attention::Span;
 use farthing_kernels::matmul::{Input, Job, matmul};
 use farthing_kernels::norm::{add, rms_norm};
 use farthing_kernels::pool::Pool;
+use farthing_kernels::recurrent::Segment;
 use farthing_kernels::rope::RopeTable;
 
 /// One row as it enters the first block.
@@ -28,6 +29,8 @@ pub struct Batch<'a> {
     pub positions: &'a [u32],
     /// Which rows belong to which sequence, and where its pages are.
     pub spans: &'a [Span<'a>],
+    /// For each span the slot of its sequence's states, of no meaning to models without states.
+    pub slots: &'a [usize],
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: &'a [usize],
 }
@@ -37,6 +40,8 @@ pub struct Batch<'a> {
 pub(super) struct Pass<'a> {
     pub(super) pool: &'a Pool,
     pub(super) batch: &'a Batch<'a>,
+    /// The rows of each sequence, and its states.
+    pub(super) segments: &'a [Segment],
     pub(super) ropes: &'a [RopeTable],
     pub(super) epsilon: f32,
     /// Factor on what blocks add to the stream.
@@ -104,9 +109,12 @@ impl Model {
         self.ropes.iter_mut().for_each(|rope| rope.ensure(last));
         let Scratch { stream, mixer, feed_forward, logits } = scratch;
         self.enter(batch.rows, sized(&mut stream.rows, t * hidden))?;
+        let segment = |(span, &slot): (&Span<'_>, _)| Segment { first_row: span.first_row, rows: span.rows, slot };
+        let segments: Vec<Segment> = batch.spans.iter().zip(batch.slots).map(segment).collect();
         let pass = Pass {
             pool,
             batch,
+            segments: &segments,
             ropes: &self.ropes,
             epsilon: self.config.epsilon,
             residual: self.config.residual_scale,

@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<String, Value>, Error> {
     let architecture: &str = gguf.require("general.architecture")?;
     let model_type = match architecture {
-        "llama" | "qwen2" | "qwen3" | "smollm3" => architecture,
+        "llama" | "qwen2" | "qwen3" | "smollm3" | "lfm2" => architecture,
         "gemma3" => "gemma3_text",
         other => {
             return Err(Error::unsupported(
                 format!("GGUF architecture {other:?}"),
-                "the architectures llama, smollm3, qwen2, qwen3 and gemma3 load",
+                "the architectures llama, smollm3, qwen2, qwen3, gemma3 and lfm2 load",
             ));
         }
     };
@@ -27,6 +27,7 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
         ("attention.head_count_kv", "num_key_value_heads"),
         ("attention.key_length", "head_dim"),
         ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+        ("shortconv.l_cache", "conv_L_cache"),
         ("attention.sliding_window", "sliding_window"),
         ("context_length", "max_position_embeddings"),
         ("rope.freq_base", "rope_theta"),
@@ -34,7 +35,7 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
         ("final_logit_softcapping", "final_logit_softcapping"),
     ] {
         let key = format!("{architecture}.{key}");
-        if let Some(field) = gguf.get(&key) {
+        if let Some(field) = gguf.get(&key).filter(|_| architecture != "lfm2" || name != "num_key_value_heads") {
             let wrong = || FormatError::Config { key, got: field.describe(), expected: "one number".to_owned() };
             config.insert(name.into(), number(field).ok_or_else(wrong)?);
         }
@@ -77,6 +78,17 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
             config.insert("mlp_bias".into(), json!(present("blk.0.ffn_gate.bias")));
             if architecture == "llama" && config.contains_key("sliding_window") {
                 config.insert("model_type".into(), json!("mistral"));
+            }
+        }
+        "lfm2" => {
+            // Heads of keys are listed for each layer: none where it does not attend.
+            let heads: Vec<usize> = gguf.require("lfm2.attention.head_count_kv")?;
+            let kind = |&heads: &usize| if heads > 0 { "full_attention" } else { "conv" };
+            config.insert("layer_types".into(), heads.iter().map(kind).collect());
+            config.insert("num_key_value_heads".into(), json!(heads.iter().max()));
+            config.insert("block_auto_adjust_ff_dim".into(), json!(false));
+            if let Some(epsilon) = config.remove("rms_norm_eps") {
+                config.insert("norm_eps".into(), epsilon);
             }
         }
         "gemma3" => {

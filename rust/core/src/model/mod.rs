@@ -13,6 +13,7 @@ mod gemma;
 mod gguf_config;
 mod gpt_oss;
 mod granite;
+mod lfm2;
 mod llama;
 mod mixtral;
 mod names;

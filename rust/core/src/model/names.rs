@@ -18,6 +18,10 @@ pub enum Role {
     Value,
     /// Concatenated heads back to the stream.
     AttentionOutput,
+    /// The stream to gates and channels of a short convolution.
+    ConvolutionInput,
+    /// Its channels back to the stream.
+    ConvolutionOutput,
     /// The gate of the feed-forward network.
     Gate,
     /// Its other half.
@@ -78,6 +82,8 @@ pub(crate) enum Part {
     RouterBias,
     /// What is added to its scores for the choice; the whole name.
     SelectionBias,
+    /// The filters of a convolution.
+    Convolution,
 }
 
 /// Which parts a family names otherwise than [`hugging_face`] and [`gguf`].
@@ -98,8 +104,17 @@ pub(super) enum Convention {
 
 impl Role {
     /// Every role inside a block.
-    pub const IN_BLOCK: [Role; 7] =
-        [Role::Query, Role::Key, Role::Value, Role::AttentionOutput, Role::Gate, Role::Up, Role::Down];
+    pub const IN_BLOCK: [Role; 9] = [
+        Role::Query,
+        Role::Key,
+        Role::Value,
+        Role::AttentionOutput,
+        Role::ConvolutionInput,
+        Role::ConvolutionOutput,
+        Role::Gate,
+        Role::Up,
+        Role::Down,
+    ];
 
     /// The name that reports and tables use.
     pub fn name(self) -> &'static str {
@@ -110,6 +125,8 @@ impl Role {
             Role::Key => "key",
             Role::Value => "value",
             Role::AttentionOutput => "attention_output",
+            Role::ConvolutionInput => "convolution_input",
+            Role::ConvolutionOutput => "convolution_output",
             Role::Gate => "gate",
             Role::Up => "up",
             Role::Down => "down",
@@ -151,6 +168,8 @@ fn hugging_face(part: Part) -> &'static str {
             Role::Key => "self_attn.k_proj",
             Role::Value => "self_attn.v_proj",
             Role::AttentionOutput => "self_attn.o_proj",
+            Role::ConvolutionInput => "conv.in_proj",
+            Role::ConvolutionOutput => "conv.out_proj",
             Role::Gate => "mlp.gate_proj",
             Role::Up => "mlp.up_proj",
             Role::Down => "mlp.down_proj",
@@ -176,6 +195,7 @@ fn hugging_face(part: Part) -> &'static str {
         Part::Sinks => "self_attn.sinks",
         Part::RouterBias => "mlp.router.bias",
         Part::SelectionBias => "mlp.gate.e_score_correction_bias",
+        Part::Convolution => "conv.conv",
     }
 }
 
@@ -189,6 +209,8 @@ fn gguf(part: Part) -> &'static str {
             Role::Key => "attn_k",
             Role::Value => "attn_v",
             Role::AttentionOutput => "attn_output",
+            Role::ConvolutionInput => "shortconv.in_proj",
+            Role::ConvolutionOutput => "shortconv.out_proj",
             Role::Gate => "ffn_gate",
             Role::Up => "ffn_up",
             Role::Down => "ffn_down",
@@ -215,5 +237,6 @@ fn gguf(part: Part) -> &'static str {
         Part::Sinks => "attn_sinks.weight",
         Part::RouterBias => "ffn_gate_inp.bias",
         Part::SelectionBias => "exp_probs_b.bias",
+        Part::Convolution => "shortconv.conv",
     }
 }

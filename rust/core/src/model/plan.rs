@@ -133,6 +133,11 @@ impl Plan {
         Cache::page_bytes(&self.config, self.kv.resolve(self.weights)) / PAGE as u64
     }
 
+    /// Bytes of the states that a sequence keeps, however long it is.
+    pub fn state_bytes_per_sequence(&self) -> u64 {
+        Cache::state_bytes(&self.config)
+    }
+
     /// Multiplications and additions of the blocks' matrices for one prompt token (the head sees the last one only).
     pub fn operations_per_token(&self) -> u64 {
         let in_blocks = self.matrices.iter().filter(|matrix| matrix.layer.is_some());

@@ -48,7 +48,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
         let intermediate = reader.count("shared_expert_intermediate_size", Some(5632), 1 << 20)?;
         sparse.shared = Some(SharedSpec { intermediate, gated: true });
     }
-    let dense = reader.indices("mlp_only_layers", shape.layers)?;
+    let dense = reader.indices("mlp_only_layers", shape.layers)?.unwrap_or_default();
     let step = reader.count("decoder_sparse_step", Some(1), 4096)?;
     let blocks = sliding
         .iter()

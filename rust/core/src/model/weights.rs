@@ -124,11 +124,16 @@ impl Loader<'_> {
         let tensor = self.checkpoint.require(name, &[length])?;
         let mut out = vec![0.0; length];
         tensor.row(0, &mut out)?;
-        if let Some(index) = out.iter().position(|value| !value.is_finite()) {
-            return Err(FormatError::NonFinite { tensor: name.to_owned(), index }.into());
+        self.checked(&tensor, out)
+    }
+
+    /// The values of a whole tensor, if they are finite.
+    fn checked(&self, tensor: &TensorView<'_>, values: Vec<f32>) -> Result<Vec<f32>, Error> {
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            return Err(FormatError::NonFinite { tensor: tensor.name().to_owned(), index }.into());
         }
-        self.finished(&tensor);
-        Ok(out)
+        self.finished(tensor);
+        Ok(values)
     }
 
     /// The weights of `norm`, `(length,)`.
@@ -141,6 +146,25 @@ impl Loader<'_> {
             }
         }
         Ok(weight)
+    }
+
+    /// The bias of `part`, `(length,)`.
+    pub(super) fn bias(&self, part: Part, layer: usize, length: usize) -> Result<Vec<f32>, Error> {
+        self.vector(&(self.name(part, layer) + ".bias"), length)
+    }
+
+    /// A convolution's weights, `(channels, taps)`.
+    pub(super) fn taps(&self, part: Part, layer: usize, channels: usize, taps: usize) -> Result<Vec<f32>, Error> {
+        let name = self.name(part, layer) + ".weight";
+        // PyTorch counts the inputs of a channel too, which is one.
+        let shape: &[usize] =
+            if self.convention == Convention::HuggingFace { &[channels, 1, taps] } else { &[channels, taps] };
+        let tensor = self.checkpoint.require(&name, shape)?;
+        let mut out = vec![0.0; channels * taps];
+        for (row, out) in out.chunks_exact_mut(taps).enumerate() {
+            tensor.row(row, out)?;
+        }
+        self.checked(&tensor, out)
     }
 
     pub(super) fn name(&self, part: Part, layer: usize) -> String {
@@ -223,7 +247,7 @@ impl Loader<'_> {
     pub(super) fn linear(&self, spec: &MatrixSpec, layer: usize) -> Result<Linear, Error> {
         let matrix = self.matrix(spec, layer)?;
         let bias = if spec.bias {
-            let stored = self.vector(&(self.name(spec.stored, layer) + ".bias"), spec.rows)?;
+            let stored = self.bias(spec.stored, layer, spec.rows)?;
             Some((0..spec.rows).map(|row| stored[self.source(spec, row)]).collect())
         } else {
             None

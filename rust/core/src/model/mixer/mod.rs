@@ -1,9 +1,10 @@
 //! How a row learns of the rows before it: the first half of a block.
 //!
 //! A kind of mixer is a file: its description, its tensors, its forward pass. What it remembers of a sequence is in the
-//! cache, as pages of keys and values.
+//! cache, as pages of keys and values or as a state of fixed size.
 
 pub mod attention;
+pub mod short_convolution;
 
 use super::forward::{Pass, Stream};
 use super::names::Role;
@@ -11,24 +12,31 @@ use super::weights::{Linear, Loader, MatrixSpec};
 use crate::engine::cache::Cache;
 use crate::error::Error;
 use attention::{Attention, AttentionSpec};
+use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 
 /// A mixer's description.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MixerSpec {
     /// Softmax attention over the keys and values of all rows before.
     Attention(AttentionSpec),
+    /// A gated convolution over a few rows before.
+    ShortConvolution(ShortConvolutionSpec),
 }
 
 /// A mixer's tensors.
 #[derive(Debug)]
+// One for each block: what the smaller ones waste is nothing beside their matrices.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Mixer {
     Attention(Attention),
+    ShortConvolution(ShortConvolution),
 }
 
 /// Buffers of every kind of mixer.
 #[derive(Default)]
 pub(super) struct Buffers {
     attention: attention::Buffers,
+    short_convolution: short_convolution::Buffers,
 }
 
 impl MixerSpec {
@@ -36,6 +44,7 @@ impl MixerSpec {
     pub fn keys(&self) -> (usize, usize) {
         match self {
             MixerSpec::Attention(spec) => (spec.kv_heads, spec.head_dim),
+            MixerSpec::ShortConvolution(_) => (0, 0),
         }
     }
 
@@ -43,6 +52,15 @@ impl MixerSpec {
     pub fn window(&self) -> Option<usize> {
         match self {
             MixerSpec::Attention(spec) => spec.window,
+            MixerSpec::ShortConvolution(_) => None,
+        }
+    }
+
+    /// Floats of the state that a sequence keeps, however long it is.
+    pub fn state_floats(&self) -> usize {
+        match self {
+            MixerSpec::Attention(_) => 0,
+            MixerSpec::ShortConvolution(spec) => spec.state_floats(),
         }
     }
 
@@ -50,12 +68,14 @@ impl MixerSpec {
     pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
         match self {
             MixerSpec::Attention(spec) => spec.matrices(hidden).into(),
+            MixerSpec::ShortConvolution(spec) => spec.matrices().into(),
         }
     }
 
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Mixer, Error> {
         Ok(match self {
             MixerSpec::Attention(spec) => Mixer::Attention(spec.load(loader, layer)?),
+            MixerSpec::ShortConvolution(spec) => Mixer::ShortConvolution(spec.load(loader, layer)?),
         })
     }
 }
@@ -65,6 +85,7 @@ impl Mixer {
     pub(super) fn linears(&self) -> Vec<(Role, &Linear)> {
         match self {
             Mixer::Attention(mixer) => mixer.linears().into(),
+            Mixer::ShortConvolution(mixer) => mixer.linears().into(),
         }
     }
 
@@ -81,6 +102,9 @@ impl Mixer {
     ) {
         match self {
             Mixer::Attention(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.attention, after),
+            Mixer::ShortConvolution(mixer) => {
+                mixer.forward(pass, cache.states(layer), stream, &mut buffers.short_convolution, after);
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The engine on a small model with random weights: the same request gives the same bits, whatever surrounds it.
 
+mod states;
+
 use farthing::engine::request::Embeddings;
 use farthing::engine::{
     Activations, Completion, Event, FinishReason, Llm, Options, Prompt, Request, SamplingParams, Weights,
@@ -51,6 +53,16 @@ fn checkpoint(name: &str, context: usize) -> Directory {
             tensors.push((name(part), vec![n, k], 3.0 / (k as f32).sqrt()));
         }
     }
+    let config = serde_json::json!({
+        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": inner, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB, "tie_word_embeddings": true,
+        "max_position_embeddings": context, "rms_norm_eps": 1e-5,
+    });
+    write(name, &config, tensors)
+}
+
+/// A checkpoint of random tensors: (name, shape, scale), a scale of 0 for norms.
+fn write(name: &str, config: &serde_json::Value, tensors: Vec<(String, Vec<usize>, f32)>) -> Directory {
     let (mut header, mut data, mut state) = (serde_json::Map::new(), Vec::new(), 7);
     for (name, shape, scale) in tensors {
         let start = data.len();
@@ -63,11 +75,6 @@ fn checkpoint(name: &str, context: usize) -> Directory {
         header.insert(name, entry);
     }
     let header = serde_json::Value::Object(header).to_string();
-    let config = serde_json::json!({
-        "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": inner, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB, "tie_word_embeddings": true,
-        "max_position_embeddings": context, "rms_norm_eps": 1e-5,
-    });
     let path = std::env::temp_dir().join(format!("farthing-engine-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&path).unwrap();
     std::fs::write(path.join("config.json"), config.to_string()).unwrap();

@@ -1,0 +1,16 @@
+//! Layers whose memory of a sequence is a state of fixed size: short convolutions and the gated delta rule.
+//!
+//! A state is advanced row by row in the order of the sequence, and every sum has one order, so results depend on
+//! neither chunks, batch-mates, threads nor instruction set.
+
+mod columns;
+mod convolution;
+mod states;
+
+pub(crate) use columns::multiply_with;
+pub use columns::{Columns, multiply};
+pub use convolution::Convolution;
+pub use states::{Segment, States};
+
+/// Elements below which a parallel region costs more than it saves.
+const PARALLEL: usize = 1 << 14;
