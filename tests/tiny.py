@@ -297,7 +297,58 @@ LFM2 = [
         {"num_hidden_layers": 2, "layer_types": ["conv", "conv"], "conv_L_cache": 1, "block_ffn_dim_multiplier": 0.7},
     ),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + MOE
+LATENT: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 36,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "num_hidden_layers": 3,
+}
+MLA = [
+    Tiny(
+        "deepseek-v3",
+        "DeepseekV3Config",
+        {**LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "rope_parameters": rope("default")},
+    ),
+    Tiny(
+        "deepseek-v3-yarn",
+        "DeepseekV3Config",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 0,
+            "attention_bias": True,
+            "rope_interleave": False,
+            "rope_parameters": rope("yarn", **YARN, mscale=1.0, mscale_all_dim=0.7),
+        },
+    ),
+    Tiny(
+        "mistral4",
+        "Mistral4Config",
+        {
+            **LATENT,
+            "rope_parameters": {
+                **rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0),
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
+    Tiny(
+        "mistral4-groups",
+        "Mistral4Config",
+        {**LATENT, "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
+    ),
+]
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + MOE + MLA
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:

@@ -195,11 +195,6 @@ impl<'a> TensorView<'a> {
         if self.tensor.range.is_empty() { 0 } else { self.tensor.shape.iter().rev().skip(1).product() }
     }
 
-    /// Elements of a row: the innermost dimension.
-    pub fn columns(&self) -> usize {
-        self.tensor.shape.last().copied().unwrap_or(1)
-    }
-
     /// Drops the tensor's pages from memory once it is packed; reading it again is correct but fetches them anew.
     pub fn release(&self) {
         self.file.release(self.tensor.range.clone());
@@ -219,6 +214,9 @@ impl<'a> TensorView<'a> {
 
 /// Rows of weights, wherever a file has them.
 pub trait Rows: Sync {
+    /// Elements of a row.
+    fn columns(&self) -> usize;
+
     /// The packed format that holds them exactly, in the fewest bytes; for quantised activations.
     fn natural_format(&self) -> Result<Format, FormatError>;
 
@@ -238,6 +236,10 @@ pub trait Rows: Sync {
 }
 
 impl Rows for TensorView<'_> {
+    fn columns(&self) -> usize {
+        self.tensor.shape.last().copied().unwrap_or(1)
+    }
+
     fn natural_format(&self) -> Result<Format, FormatError> {
         match (float(self.kind()), blocks(self.kind())) {
             (Some(kind), _) => Ok(Format::Float(kind)),

@@ -76,6 +76,10 @@ impl<'a> Mxfp4Rows<'a> {
 }
 
 impl Rows for Mxfp4Rows<'_> {
+    fn columns(&self) -> usize {
+        self.blocks * BLOCK
+    }
+
     fn natural_format(&self) -> Result<Format, FormatError> {
         Ok(self.as_gguf.format())
     }

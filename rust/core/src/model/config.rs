@@ -86,12 +86,13 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "olmoe" => super::olmoe::describe(&reader)?,
         "granite" | "granitemoe" => super::granite::describe(&reader, &family)?,
         "gpt_oss" => super::gpt_oss::describe(&reader)?,
+        "deepseek_v3" | "mistral4" => super::deepseek::describe(&reader, &family)?,
         "lfm2" => super::lfm2::describe(&reader)?,
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
                 "the families llama, mistral, smollm3, qwen2, qwen3, gemma3_text, lfm2, granite, mixtral, qwen2_moe, qwen3_moe, \
-                 olmoe, granitemoe and gpt_oss load",
+                 olmoe, granitemoe, gpt_oss, deepseek_v3 and mistral4 load",
             ));
         }
     };
@@ -148,6 +149,12 @@ impl<'a> Reader<'a> {
         } else {
             self.count(key, Some(default.max(1)), most)
         }
+    }
+
+    /// An even count.
+    pub(super) fn even(&self, key: &str, default: usize, most: usize) -> Result<usize, FormatError> {
+        let count = self.count(key, Some(default), most)?;
+        if count % 2 == 0 { Ok(count) } else { Err(self.wrong(key, count, "an even number")) }
     }
 
     /// Number of experts, under any of its names.

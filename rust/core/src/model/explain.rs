@@ -37,7 +37,7 @@ impl Model {
         let embedding = if self.head.is_some() { Role::Embedding } else { Role::Head };
         let mut reports = vec![report(None, embedding, &self.embedding)];
         for (layer, block) in self.blocks.iter().enumerate() {
-            reports.extend(block.linears().map(|(role, linear)| report(Some(layer), role, &linear.matrix)));
+            reports.extend(block.matrices().map(|(role, matrix)| report(Some(layer), role, matrix)));
             if let Some(mixture) = block.feed_forward.sparse() {
                 reports.push(report(Some(layer), Role::Router, mixture.router().weight()));
                 reports.extend(experts(layer, mixture));

@@ -7,6 +7,7 @@ pub mod plan;
 pub mod precision;
 pub mod rope;
 
+mod deepseek;
 mod explain;
 mod forward;
 mod gemma;
@@ -112,9 +113,9 @@ impl Model {
 
     /// Bytes of the blocks' matrices that every pass reads: all but those of experts.
     pub fn block_bytes(&self) -> u64 {
-        let linears = self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear.matrix.nbytes() as u64);
+        let matrices = self.blocks.iter().flat_map(Block::matrices).map(|(_, matrix)| matrix.nbytes() as u64);
         let routers = self.mixtures().map(|mixture| mixture.router().nbytes() as u64);
-        linears.chain(routers).sum()
+        matrices.chain(routers).sum()
     }
 
     fn mixtures(&self) -> impl Iterator<Item = &Sparse> {

@@ -16,6 +16,14 @@ pub enum Role {
     Key,
     /// Values.
     Value,
+    /// Into the latent of queries.
+    LatentQuery,
+    /// Into the latent of keys and values, and the rotated key.
+    LatentKey,
+    /// From the latent to a head's keys.
+    KeyUp,
+    /// From the latent to a head's values.
+    ValueUp,
     /// Concatenated heads back to the stream.
     AttentionOutput,
     /// The stream to gates and channels of a short convolution.
@@ -57,6 +65,10 @@ pub(crate) enum Norm {
     FeedForward,
     /// Behind it (sandwich).
     AfterFeedForward,
+    /// Over the latent of the queries.
+    LatentQuery,
+    /// Over the latent of keys and values.
+    LatentKey,
     /// Over each head of the queries.
     Query,
     /// Over each head of the keys.
@@ -72,6 +84,10 @@ pub(crate) enum Part {
     Matrix(Role),
     /// The weights of a norm.
     Norm(Norm),
+    /// From the latent of the queries to the queries.
+    QueryUp,
+    /// From the latent of keys and values to those of all heads.
+    KeyValueUp,
     /// Gates and ups of all experts in one tensor.
     GateUp,
     /// Downs of all experts in one tensor.
@@ -124,6 +140,10 @@ impl Role {
             Role::Query => "query",
             Role::Key => "key",
             Role::Value => "value",
+            Role::LatentQuery => "latent_query",
+            Role::LatentKey => "latent_key",
+            Role::KeyUp => "key_up",
+            Role::ValueUp => "value_up",
             Role::AttentionOutput => "attention_output",
             Role::ConvolutionInput => "convolution_input",
             Role::ConvolutionOutput => "convolution_output",
@@ -167,6 +187,9 @@ fn hugging_face(part: Part) -> &'static str {
             Role::Query => "self_attn.q_proj",
             Role::Key => "self_attn.k_proj",
             Role::Value => "self_attn.v_proj",
+            Role::LatentQuery => "self_attn.q_a_proj",
+            Role::LatentKey => "self_attn.kv_a_proj_with_mqa",
+            Role::KeyUp | Role::ValueUp => "self_attn.kv_b_proj",
             Role::AttentionOutput => "self_attn.o_proj",
             Role::ConvolutionInput => "conv.in_proj",
             Role::ConvolutionOutput => "conv.out_proj",
@@ -186,10 +209,14 @@ fn hugging_face(part: Part) -> &'static str {
             Norm::Mixer => "input_layernorm",
             Norm::AfterMixer | Norm::FeedForward => "post_attention_layernorm",
             Norm::AfterFeedForward => "post_feedforward_layernorm",
+            Norm::LatentQuery => "self_attn.q_a_layernorm",
+            Norm::LatentKey => "self_attn.kv_a_layernorm",
             Norm::Query => "self_attn.q_norm",
             Norm::Key => "self_attn.k_norm",
             Norm::Final => "model.norm",
         },
+        Part::QueryUp => "self_attn.q_b_proj",
+        Part::KeyValueUp => "self_attn.kv_b_proj",
         Part::GateUp => "mlp.experts.gate_up_proj",
         Part::Downs => "mlp.experts.down_proj",
         Part::Sinks => "self_attn.sinks",
@@ -208,6 +235,10 @@ fn gguf(part: Part) -> &'static str {
             Role::Query => "attn_q",
             Role::Key => "attn_k",
             Role::Value => "attn_v",
+            Role::LatentQuery => "attn_q_a",
+            Role::LatentKey => "attn_kv_a_mqa",
+            Role::KeyUp => "attn_k_b",
+            Role::ValueUp => "attn_v_b",
             Role::AttentionOutput => "attn_output",
             Role::ConvolutionInput => "shortconv.in_proj",
             Role::ConvolutionOutput => "shortconv.out_proj",
@@ -228,10 +259,14 @@ fn gguf(part: Part) -> &'static str {
             Norm::AfterMixer => "post_attention_norm",
             Norm::FeedForward => "ffn_norm",
             Norm::AfterFeedForward => "post_ffw_norm",
+            Norm::LatentQuery => "attn_q_a_norm",
+            Norm::LatentKey => "attn_kv_a_norm",
             Norm::Query => "attn_q_norm",
             Norm::Key => "attn_k_norm",
             Norm::Final => "output_norm",
         },
+        Part::QueryUp => "attn_q_b",
+        Part::KeyValueUp => "attn_kv_b",
         Part::GateUp => "ffn_gate_up_exps",
         Part::Downs => "ffn_down_exps",
         Part::Sinks => "attn_sinks.weight",

@@ -37,9 +37,9 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
         Metadata::Gguf(_) => Convention::Gguf,
     };
     let report = |layer: Option<usize>, spec: MatrixSpec| {
-        let MatrixSpec { role, rows, columns, stored, .. } = spec;
+        let MatrixSpec { role, rows, columns, stored, whole, .. } = spec;
         let name = config.names.tensor(convention, stored, layer.unwrap_or(0)) + ".weight";
-        let tensor = checkpoint.require(&name, &[rows, columns])?;
+        let tensor = checkpoint.require(&name, &whole.unwrap_or([rows, columns]))?;
         let format =
             if role == Role::Router { router_format(&tensor)? } else { packed_format(weights, activations, &tensor)? };
         let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {

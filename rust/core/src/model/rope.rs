@@ -22,6 +22,22 @@ pub(super) fn read(
     context: usize,
     default_base: f64,
 ) -> Result<RopeSpec, Error> {
+    read_turned(reader, kind, head_dim, None, context, default_base)
+}
+
+/// Reads the rotary embedding of the `turned` numbers of a head, whatever share of the head the configuration states.
+pub(super) fn read_whole(reader: &Reader<'_>, turned: usize, context: usize, base: f64) -> Result<RopeSpec, Error> {
+    read_turned(reader, "", turned, Some(1.0), context, base)
+}
+
+fn read_turned(
+    reader: &Reader<'_>,
+    kind: &str,
+    head_dim: usize,
+    share: Option<f64>,
+    context: usize,
+    default_base: f64,
+) -> Result<RopeSpec, Error> {
     let parameters = match reader.object("rope_parameters")? {
         Some(parameters) if !kind.is_empty() => match parameters.object(kind)? {
             Some(of_kind) => Some(of_kind),
@@ -36,8 +52,8 @@ pub(super) fn read(
     let stated = reader.positive(base_key, Some(default_base))?;
     let Some(parameters) = parameters else { return Ok(default(head_dim, 1.0, stated)) };
     let base = parameters.positive("rope_theta", Some(stated))?;
-    let partial =
-        parameters.positive("partial_rotary_factor", Some(reader.positive("partial_rotary_factor", Some(1.0))?))?;
+    let stated = reader.positive("partial_rotary_factor", Some(1.0))?;
+    let partial = share.map_or_else(|| parameters.positive("partial_rotary_factor", Some(stated)), Ok)?;
     let plain = default(head_dim, partial, base);
     let legacy = parameters.string("type", Some("default"))?;
     match parameters.string("rope_type", Some(&legacy))?.as_str() {

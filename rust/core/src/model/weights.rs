@@ -62,12 +62,40 @@ pub(super) struct MatrixSpec {
     bias: bool,
     /// Heads whose rotated halves some files interleave.
     rotated: Option<usize>,
+    /// `(width, tail)`: of every `width` rows the last `tail` are pairs side by side.
+    tail: Option<(usize, usize)>,
+    /// Shape of the tensor of which this matrix is a part.
+    pub(super) whole: Option<[usize; 2]>,
 }
 
 impl MatrixSpec {
     /// The matrix `(rows, columns)` that is stored under its role's own name.
     pub(super) fn new(role: Role, rows: usize, columns: usize) -> MatrixSpec {
-        MatrixSpec { role, rows, columns, stored: Part::Matrix(role), bias: false, rotated: None }
+        MatrixSpec {
+            role,
+            rows,
+            columns,
+            stored: Part::Matrix(role),
+            bias: false,
+            rotated: None,
+            tail: None,
+            whole: None,
+        }
+    }
+
+    /// Stored as another part.
+    pub(super) fn stored_as(self, stored: Part) -> MatrixSpec {
+        MatrixSpec { stored, ..self }
+    }
+
+    /// A part of the tensor `stored`, whose shape is `whole`.
+    pub(super) fn part_of(self, stored: Part, whole: [usize; 2]) -> MatrixSpec {
+        MatrixSpec { stored, whole: Some(whole), ..self }
+    }
+
+    /// The last `tail` of every `width` rows come as pairs side by side.
+    pub(super) fn interleaved_tail(self, width: usize, tail: usize) -> MatrixSpec {
+        MatrixSpec { tail: Some((width, tail)), ..self }
     }
 
     /// Whether a bias belongs to it.
@@ -103,13 +131,14 @@ impl BlockSpec {
 
 impl Block {
     /// The matrices with their roles, in the order of use.
-    pub(super) fn linears(&self) -> impl Iterator<Item = (Role, &Linear)> {
-        self.mixer.linears().into_iter().chain(self.feed_forward.linears())
+    pub(super) fn matrices(&self) -> impl Iterator<Item = (Role, &PackedMatrix)> {
+        let linears = self.feed_forward.linears().into_iter().map(|(role, linear)| (role, &linear.matrix));
+        self.mixer.matrices().into_iter().chain(linears)
     }
 }
 
 impl Loader<'_> {
-    fn finished(&self, tensor: &TensorView<'_>) {
+    pub(super) fn finished(&self, tensor: &TensorView<'_>) {
         tensor.release();
         self.read(tensor.nbytes() as u64);
     }
@@ -173,6 +202,11 @@ impl Loader<'_> {
 
     /// Row of the file that holds row `row` of a matrix.
     fn source(&self, spec: &MatrixSpec, row: usize) -> usize {
+        if let Some((width, tail)) = spec.tail {
+            let (start, inside) = (row / width * width, row % width);
+            let plain = width - tail;
+            return if inside < plain { row } else { start + plain + deinterleave(inside - plain, tail) };
+        }
         match spec.rotated {
             Some(heads) if self.interleaved => deinterleave(row, spec.rows / heads),
             _ => row,
@@ -200,6 +234,11 @@ impl Loader<'_> {
         Ok(packed)
     }
 
+    /// Whether weights are kept as they are stored.
+    pub(super) fn stored(&self) -> bool {
+        self.weights == Weights::Auto
+    }
+
     /// The format that rows of a file are packed in.
     pub(super) fn format(&self, rows: &dyn Rows) -> Result<Format, FormatError> {
         packed_format(self.weights, self.activations, rows)
@@ -215,7 +254,7 @@ impl Loader<'_> {
         rows: &dyn Rows,
         source: impl Fn(usize) -> usize + Sync,
     ) -> Result<PackedMatrix, Error> {
-        let stored = self.weights == Weights::Auto;
+        let stored = self.stored();
         let precision = precision(role, format, self.activations);
         let packed = match format {
             Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| rows.row(source(row), out)),

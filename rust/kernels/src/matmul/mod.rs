@@ -30,6 +30,7 @@ mod block;
 pub mod budget;
 mod drive;
 mod float;
+mod heads;
 mod input;
 mod lanes;
 mod panel;
@@ -41,6 +42,7 @@ mod x86_64;
 #[cfg(test)]
 mod tests;
 
+pub use heads::{Heads, HeadsMut, matmul_heads};
 pub use input::Input;
 pub use self_test::{SelfTest, SelfTestError, self_test, self_tests};
 

@@ -220,6 +220,10 @@ impl<'a> Turned<'a> {
 }
 
 impl Rows for Turned<'_> {
+    fn columns(&self) -> usize {
+        self.k
+    }
+
     fn natural_format(&self) -> Result<Format, FormatError> {
         Rows::natural_format(self.tensor)
     }

@@ -4,6 +4,7 @@
 //! cache, as pages of keys and values or as a state of fixed size.
 
 pub mod attention;
+pub mod latent;
 pub mod short_convolution;
 
 use super::forward::{Pass, Stream};
@@ -12,6 +13,8 @@ use super::weights::{Linear, Loader, MatrixSpec};
 use crate::engine::cache::Cache;
 use crate::error::Error;
 use attention::{Attention, AttentionSpec};
+use farthing_kernels::format::PackedMatrix;
+use latent::{LatentAttention, LatentAttentionSpec};
 use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 
 /// A mixer's description.
@@ -19,6 +22,8 @@ use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 pub enum MixerSpec {
     /// Softmax attention over the keys and values of all rows before.
     Attention(AttentionSpec),
+    /// Attention whose keys and values are maps of one latent for each token.
+    Latent(LatentAttentionSpec),
     /// A gated convolution over a few rows before.
     ShortConvolution(ShortConvolutionSpec),
 }
@@ -29,6 +34,7 @@ pub enum MixerSpec {
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Mixer {
     Attention(Attention),
+    Latent(LatentAttention),
     ShortConvolution(ShortConvolution),
 }
 
@@ -36,6 +42,7 @@ pub(super) enum Mixer {
 #[derive(Default)]
 pub(super) struct Buffers {
     attention: attention::Buffers,
+    latent: latent::Buffers,
     short_convolution: short_convolution::Buffers,
 }
 
@@ -44,6 +51,7 @@ impl MixerSpec {
     pub fn keys(&self) -> (usize, usize) {
         match self {
             MixerSpec::Attention(spec) => (spec.kv_heads, spec.head_dim),
+            MixerSpec::Latent(spec) => (1, spec.row()),
             MixerSpec::ShortConvolution(_) => (0, 0),
         }
     }
@@ -52,14 +60,14 @@ impl MixerSpec {
     pub fn window(&self) -> Option<usize> {
         match self {
             MixerSpec::Attention(spec) => spec.window,
-            MixerSpec::ShortConvolution(_) => None,
+            MixerSpec::Latent(_) | MixerSpec::ShortConvolution(_) => None,
         }
     }
 
     /// Floats of the state that a sequence keeps, however long it is.
     pub fn state_floats(&self) -> usize {
         match self {
-            MixerSpec::Attention(_) => 0,
+            MixerSpec::Attention(_) | MixerSpec::Latent(_) => 0,
             MixerSpec::ShortConvolution(spec) => spec.state_floats(),
         }
     }
@@ -68,6 +76,7 @@ impl MixerSpec {
     pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
         match self {
             MixerSpec::Attention(spec) => spec.matrices(hidden).into(),
+            MixerSpec::Latent(spec) => spec.matrices(hidden),
             MixerSpec::ShortConvolution(spec) => spec.matrices().into(),
         }
     }
@@ -75,6 +84,7 @@ impl MixerSpec {
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Mixer, Error> {
         Ok(match self {
             MixerSpec::Attention(spec) => Mixer::Attention(spec.load(loader, layer)?),
+            MixerSpec::Latent(spec) => Mixer::Latent(spec.load(loader, layer)?),
             MixerSpec::ShortConvolution(spec) => Mixer::ShortConvolution(spec.load(loader, layer)?),
         })
     }
@@ -82,10 +92,11 @@ impl MixerSpec {
 
 impl Mixer {
     /// The matrices with their roles, in the order of use.
-    pub(super) fn linears(&self) -> Vec<(Role, &Linear)> {
+    pub(super) fn matrices(&self) -> Vec<(Role, &PackedMatrix)> {
         match self {
-            Mixer::Attention(mixer) => mixer.linears().into(),
-            Mixer::ShortConvolution(mixer) => mixer.linears().into(),
+            Mixer::Attention(mixer) => bare(mixer.linears()),
+            Mixer::Latent(mixer) => mixer.matrices(),
+            Mixer::ShortConvolution(mixer) => bare(mixer.linears()),
         }
     }
 
@@ -102,9 +113,15 @@ impl Mixer {
     ) {
         match self {
             Mixer::Attention(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.attention, after),
+            Mixer::Latent(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.latent, after),
             Mixer::ShortConvolution(mixer) => {
                 mixer.forward(pass, cache.states(layer), stream, &mut buffers.short_convolution, after);
             }
         }
     }
+}
+
+/// The matrices without their biases.
+fn bare<const N: usize>(linears: [(Role, &Linear); N]) -> Vec<(Role, &PackedMatrix)> {
+    linears.map(|(role, linear)| (role, &linear.matrix)).into()
 }
