@@ -1,7 +1,7 @@
 //! The greatest of each row: ids, greatest first, lower ids among equals.
 //!
-//! As often as ids are wanted, the greatest number that is left is found by vectors and struck out. Rows are as long as
-//! a layer has experts, and few of them are wanted.
+//! As often as ids are wanted, one sweep of vectors finds where the greatest number that is left stands, and the greatest
+//! below it. Rows are as long as a layer has experts, and few of them are wanted.
 
 use crate::isa::Isa;
 use crate::selftest::float_level;
@@ -48,45 +48,69 @@ impl Kernel for TopK<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        // Scores that are not chosen yet; NaN stands for those that are, and for what fills the last vector.
-        let mut left = vec![[f32::NAN; LANES]; self.width.div_ceil(LANES)];
+        let lowest = simd.splat(f32::NEG_INFINITY);
+        // The row in pairs of vectors; minus infinity stands for NaN, and for what fills the last pair.
+        let mut row = vec![[[f32::NEG_INFINITY; LANES]; 2]; self.width.div_ceil(2 * LANES)];
         for (scores, ids) in self.scores.chunks_exact(self.width).zip(self.ids.chunks_exact_mut(self.k)) {
-            left.as_flattened_mut()[..self.width].copy_from_slice(scores);
+            row.as_flattened_mut().as_flattened_mut()[..self.width].copy_from_slice(scores);
+            let mut greatest = lowest;
+            for block in row.as_flattened_mut() {
+                // A NaN on either side gives the second.
+                let x = simd.max(simd.load(block), lowest);
+                greatest = simd.max(x, greatest);
+                simd.store(x, block);
+            }
+            let mut value = simd.maximum(greatest);
             let mut chosen = 0;
-            for slot in &mut *ids {
-                let Some(id) = greatest(simd, &left) else { break };
-                *slot = id as u32;
-                left[id / LANES][id % LANES] = f32::NAN;
-                chosen += 1;
+            while chosen < ids.len() && value > f32::NEG_INFINITY {
+                let (hit, next) = sweep(simd, &row, value);
+                if let Some(id) = hit {
+                    ids[chosen] = id as u32;
+                    chosen += 1;
+                } else {
+                    for (slot, (id, _)) in ids[chosen..].iter_mut().zip(equals(scores, value)) {
+                        *slot = id as u32;
+                        chosen += 1;
+                    }
+                }
+                value = next;
             }
             // Numbers above minus infinity have run out.
-            let infinite = scores.iter().enumerate().filter(|(_, x)| **x == f32::NEG_INFINITY);
             let unknown = scores.iter().enumerate().filter(|(_, x)| x.is_nan());
-            for (slot, (id, _)) in ids[chosen..].iter_mut().zip(infinite.chain(unknown)) {
+            for (slot, (id, _)) in ids[chosen..].iter_mut().zip(equals(scores, f32::NEG_INFINITY).chain(unknown)) {
                 *slot = id as u32;
             }
         }
     }
 }
 
-/// Where the greatest number above minus infinity stands first.
+/// Where `value`, the greatest that is left, stands, if it does so once; and the greatest below it.
 #[inline(always)]
-fn greatest<S: Simd>(simd: S, left: &[[f32; LANES]]) -> Option<usize> {
-    let lowest = simd.splat(f32::NEG_INFINITY);
-    let mut greatest = lowest;
-    for block in left {
-        // A NaN in the first argument gives the second.
-        greatest = simd.max(simd.load(block), greatest);
+fn sweep<S: Simd>(simd: S, row: &[[[f32; LANES]; 2]], value: f32) -> (Option<usize>, f32) {
+    let (value, lowest) = (simd.splat(value), simd.splat(f32::NEG_INFINITY));
+    let mut next = [lowest; 2];
+    // Of the last pair with a hit; selected without a branch, since where it is can't be foretold.
+    let (mut pair, mut bits, mut pairs) = (0, 0, 0);
+    for (i, [first, second]) in row.iter().enumerate() {
+        let (x, y) = (simd.load(first), simd.load(second));
+        let (below_x, below_y) = (simd.less(x, value), simd.less(y, value));
+        next[0] = simd.max(next[0], simd.select(below_x, x, lowest));
+        next[1] = simd.max(next[1], simd.select(below_y, y, lowest));
+        let low = !(simd.bits(below_x) | simd.bits(simd.less(value, x)));
+        let high = !(simd.bits(below_y) | simd.bits(simd.less(value, y)));
+        let equal = u32::from(high) << LANES | u32::from(low);
+        pair = if equal == 0 { pair } else { i };
+        bits |= equal;
+        pairs += u32::from(equal != 0);
     }
-    let greatest = simd.splat(simd.maximum(greatest));
-    for (i, block) in left.iter().enumerate() {
-        let x = simd.load(block);
-        let equal = !simd.bits(simd.less(x, greatest)) & simd.bits(simd.less(lowest, x));
-        if equal != 0 {
-            return Some(i * LANES + equal.trailing_zeros() as usize);
-        }
-    }
-    None
+    let once = pairs == 1 && bits.is_power_of_two();
+    let id = pair * 2 * LANES + bits.trailing_zeros() as usize;
+    (once.then_some(id), simd.maximum(simd.max(next[0], next[1])))
+}
+
+/// Those of `scores` that equal `value`.
+fn equals(scores: &[f32], value: f32) -> impl Iterator<Item = (usize, &f32)> {
+    scores.iter().enumerate().filter(move |(_, x)| **x == value)
 }
 
 #[cfg(test)]
