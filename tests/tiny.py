@@ -248,7 +248,8 @@ MOE = [
             "num_hidden_layers": 4,
             "mlp_only_layers": [1],
             "decoder_sparse_step": 2,
-            "num_experts_per_tok": 1,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
         },
     ),
     Tiny("qwen2-moe", "Qwen2MoeConfig", {**SPARSE, "moe_intermediate_size": 36, "shared_expert_intermediate_size": 52}),
@@ -361,7 +362,9 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
         del options["head_dim"]
     config = getattr(transformers, tiny.config_class)(**options)
     config.architectures = None  # save_pretrained fills it in
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    # Not every family is known to AutoModelForCausalLM.
+    model_class = getattr(transformers, tiny.config_class.replace("TextConfig", "Config")[:-6] + "ForCausalLM")
+    model = model_class._from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(zlib.crc32(tiny.name.encode()))
 
     def normal(shape: tuple[int, ...], scale: float) -> torch.Tensor:

@@ -38,6 +38,9 @@ use names::Convention;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
 
+/// Families whose GGUF files have the two halves of rotated pairs side by side.
+const INTERLEAVED: [&str; 6] = ["llama", "mistral", "smollm3", "mixtral", "granite", "granitemoe"];
+
 /// A loaded model: everything the forward pass reads, nothing it writes.
 #[derive(Debug)]
 pub struct Model {
@@ -80,7 +83,7 @@ impl Model {
         let config = describe(checkpoint)?;
         let (convention, interleaved) = match &checkpoint.metadata {
             Metadata::HuggingFace(_) => (Convention::HuggingFace, false),
-            Metadata::Gguf(_) => (Convention::Gguf, matches!(config.family.as_str(), "llama" | "mistral" | "smollm3")),
+            Metadata::Gguf(_) => (Convention::Gguf, INTERLEAVED.contains(&config.family.as_str())),
         };
         let done = AtomicU64::new(0);
         let loader = Loader {
