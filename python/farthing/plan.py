@@ -107,9 +107,12 @@ def plan(
 
 
 def _prompt_rate(matrices: Explanation, limit: Limits) -> float | None:
-    """At the int8 limit; 15-bit activations are two 8-bit planes, so they cost twice."""
+    """At the int8 limit, routers left out; 15-bit activations are two 8-bit planes, so they cost twice."""
     passes = {"a8": 1, "a16": 2}
-    blocks = [matrix for matrix in matrices if matrix.layer is not None]
+    routers = ("router", "shared_router")
+    blocks = [matrix for matrix in matrices if matrix.layer is not None and matrix.role not in routers]
     if not all(matrix.activations in passes for matrix in blocks):
         return None
-    return limit.int8_rate / sum(2 * matrix.rows * matrix.columns * passes[matrix.activations] for matrix in blocks)
+    return limit.int8_rate / sum(
+        2 * matrix.used * matrix.rows * matrix.columns * passes[matrix.activations] for matrix in blocks
+    )
