@@ -31,7 +31,9 @@ def test_tiny_checkpoint_equals_transformers(name: str, tiny_directory: Callable
     assert completion.finish_reason == "length"
 
 
-@pytest.mark.parametrize("name", ["lfm2", "lfm2-biases-untied", "lfm2-convolutions-only"])
+@pytest.mark.parametrize(
+    "name", ["lfm2", "lfm2-biases-untied", "lfm2-convolutions-only", "qwen3_5", "qwen3_next-dense"]
+)
 def test_states_survive_chunks(name: str, tiny_directory: Callable[[str], Path]) -> None:
     """What a layer carries from one chunk to the next is what transformers has within one prompt."""
     directory = tiny_directory(name)

@@ -112,6 +112,7 @@ mod tests {
             qkv_bias: false,
             output_bias: false,
             qk_norm: false,
+            gated: false,
         };
         let feed_forward = DenseSpec { intermediate: 1, activation: Activation::Silu, bias: false };
         let block = BlockSpec {

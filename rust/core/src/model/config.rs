@@ -73,10 +73,11 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "qwen2" | "qwen3" => super::qwen::describe(&reader, &family)?,
         "gemma3_text" => super::gemma::describe(&reader)?,
         "lfm2" => super::lfm2::describe(&reader)?,
+        "qwen3_next" | "qwen3_5" | "qwen3_5_text" => super::qwen_hybrid::describe(&reader, &family)?,
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
-                "the families llama, mistral, smollm3, qwen2, qwen3, gemma3_text and lfm2 load",
+                "the families llama, mistral, smollm3, qwen2, qwen3, qwen3_next, qwen3_5, gemma3_text and lfm2 load",
             ));
         }
     };
@@ -97,7 +98,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn wrong(&self, key: &str, got: impl ToString, expected: &str) -> FormatError {
+    /// An error about the value of `key`.
+    pub(super) fn wrong(&self, key: &str, got: impl ToString, expected: &str) -> FormatError {
         let key = format!("{}{key}", self.prefix);
         FormatError::Config { key, got: got.to_string(), expected: expected.to_owned() }
     }
@@ -121,6 +123,18 @@ impl<'a> Reader<'a> {
                 .ok_or_else(|| self.wrong(key, value, &expected))?,
         };
         if value == 0 || value > most { Err(self.wrong(key, value, &expected)) } else { Ok(value) }
+    }
+
+    /// A count that may be 0; absent, the default, or an error when there is none.
+    pub(super) fn number(&self, key: &str, default: Option<usize>) -> Result<usize, FormatError> {
+        let expected = "an integer from 0 on";
+        match self.value(key) {
+            None => default.ok_or_else(|| self.missing(key, expected)),
+            Some(value) => value
+                .as_u64()
+                .and_then(|value| usize::try_from(value).ok())
+                .ok_or_else(|| self.wrong(key, value, expected)),
+        }
     }
 
     /// A count that may be absent.
@@ -270,6 +284,7 @@ impl Shape {
             qkv_bias: false,
             output_bias: false,
             qk_norm: false,
+            gated: false,
         }
     }
 

@@ -15,6 +15,7 @@ mod lfm2;
 mod llama;
 mod names;
 mod qwen;
+mod qwen_hybrid;
 mod weights;
 
 pub use explain::MatrixReport;
@@ -71,10 +72,9 @@ impl Model {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Model, Error> {
         let config = describe(checkpoint)?;
-        let (convention, interleaved) = match &checkpoint.metadata {
-            Metadata::HuggingFace(_) => (Convention::HuggingFace, false),
-            Metadata::Gguf(_) => (Convention::Gguf, matches!(config.family.as_str(), "llama" | "mistral" | "smollm3")),
-        };
+        let convention = Convention::of(checkpoint);
+        let interleaved =
+            convention == Convention::Gguf && matches!(config.family.as_str(), "llama" | "mistral" | "smollm3");
         let done = AtomicU64::new(0);
         let loader = Loader {
             checkpoint,

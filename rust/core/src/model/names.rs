@@ -3,6 +3,8 @@
 //! Most families agree: [`hugging_face`] and [`gguf`] name every part as they do. A family that differs says where, in a
 //! small table of its own ([`Names`]).
 
+use crate::load::{Checkpoint, Metadata};
+
 /// What a matrix does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -18,6 +20,18 @@ pub enum Role {
     Value,
     /// Concatenated heads back to the stream.
     AttentionOutput,
+    /// Gates of the heads before they go back.
+    AttentionGate,
+    /// Queries, keys and values of a delta rule.
+    DeltaInput,
+    /// Gates of its heads before they go back to the stream.
+    DeltaGate,
+    /// How much its states forget.
+    DeltaDecay,
+    /// How much its states learn.
+    DeltaRate,
+    /// Its heads back to the stream.
+    DeltaOutput,
     /// The stream to gates and channels of a short convolution.
     ConvolutionInput,
     /// Its channels back to the stream.
@@ -58,6 +72,14 @@ pub(crate) enum Part {
     Norm(Norm),
     /// The filters of a convolution.
     Convolution,
+    /// The filters before a delta rule.
+    DeltaConvolution,
+    /// The norm of its heads' results.
+    DeltaNorm,
+    /// How fast its heads forget: `A_log`. Named in full.
+    DeltaDecay,
+    /// The bias of their decay: `dt_bias`. Named in full.
+    DeltaTime,
 }
 
 /// Which parts a family names otherwise than [`hugging_face`] and [`gguf`].
@@ -72,17 +94,36 @@ pub struct Names {
 pub(super) enum Convention {
     /// `model.layers.0.self_attn.q_proj.weight`.
     HuggingFace,
+    /// `model.language_model.layers.0.self_attn.q_proj.weight`: the text model is one part of several.
+    Nested,
     /// `blk.0.attn_q.weight`.
     Gguf,
 }
 
+impl Convention {
+    /// The convention of `checkpoint`.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Convention {
+        match checkpoint.metadata {
+            Metadata::Gguf(_) => Convention::Gguf,
+            _ if checkpoint.tensor("model.language_model.embed_tokens.weight").is_some() => Convention::Nested,
+            Metadata::HuggingFace(_) => Convention::HuggingFace,
+        }
+    }
+}
+
 impl Role {
     /// Every role inside a block.
-    pub const IN_BLOCK: [Role; 9] = [
+    pub const IN_BLOCK: [Role; 15] = [
         Role::Query,
         Role::Key,
         Role::Value,
         Role::AttentionOutput,
+        Role::AttentionGate,
+        Role::DeltaInput,
+        Role::DeltaGate,
+        Role::DeltaDecay,
+        Role::DeltaRate,
+        Role::DeltaOutput,
         Role::ConvolutionInput,
         Role::ConvolutionOutput,
         Role::Gate,
@@ -99,6 +140,12 @@ impl Role {
             Role::Key => "key",
             Role::Value => "value",
             Role::AttentionOutput => "attention_output",
+            Role::AttentionGate => "attention_gate",
+            Role::DeltaInput => "delta_input",
+            Role::DeltaGate => "delta_gate",
+            Role::DeltaDecay => "delta_decay",
+            Role::DeltaRate => "delta_rate",
+            Role::DeltaOutput => "delta_output",
             Role::ConvolutionInput => "convolution_input",
             Role::ConvolutionOutput => "convolution_output",
             Role::Gate => "gate",
@@ -112,13 +159,17 @@ impl Names {
     /// Name of `part` in block `layer` (of no meaning outside the blocks), without `.weight` or `.bias`.
     pub(super) fn tensor(&self, convention: Convention, part: Part, layer: usize) -> String {
         let (table, common) = match convention {
-            Convention::HuggingFace => (self.hugging_face, hugging_face(part)),
+            Convention::HuggingFace | Convention::Nested => (self.hugging_face, hugging_face(part)),
             Convention::Gguf => (self.gguf, gguf(part)),
         };
         let name = table.iter().find(|(named, _)| *named == part).map_or(common, |&(_, name)| name);
         match (convention, part) {
+            (Convention::Nested, Part::Matrix(Role::Embedding) | Part::Norm(Norm::Final)) => {
+                name.replacen("model.", "model.language_model.", 1)
+            }
             (_, Part::Matrix(Role::Embedding | Role::Head) | Part::Norm(Norm::Final)) => name.to_owned(),
             (Convention::HuggingFace, _) => format!("model.layers.{layer}.{name}"),
+            (Convention::Nested, _) => format!("model.language_model.layers.{layer}.{name}"),
             (Convention::Gguf, _) => format!("blk.{layer}.{name}"),
         }
     }
@@ -130,10 +181,15 @@ fn hugging_face(part: Part) -> &'static str {
         Part::Matrix(role) => match role {
             Role::Embedding => "model.embed_tokens",
             Role::Head => "lm_head",
-            Role::Query => "self_attn.q_proj",
+            Role::Query | Role::AttentionGate => "self_attn.q_proj",
             Role::Key => "self_attn.k_proj",
             Role::Value => "self_attn.v_proj",
             Role::AttentionOutput => "self_attn.o_proj",
+            Role::DeltaInput => "linear_attn.in_proj_qkv",
+            Role::DeltaGate => "linear_attn.in_proj_z",
+            Role::DeltaDecay => "linear_attn.in_proj_a",
+            Role::DeltaRate => "linear_attn.in_proj_b",
+            Role::DeltaOutput => "linear_attn.out_proj",
             Role::ConvolutionInput => "conv.in_proj",
             Role::ConvolutionOutput => "conv.out_proj",
             Role::Gate => "mlp.gate_proj",
@@ -149,6 +205,10 @@ fn hugging_face(part: Part) -> &'static str {
             Norm::Final => "model.norm",
         },
         Part::Convolution => "conv.conv",
+        Part::DeltaConvolution => "linear_attn.conv1d",
+        Part::DeltaNorm => "linear_attn.norm",
+        Part::DeltaDecay => "linear_attn.A_log",
+        Part::DeltaTime => "linear_attn.dt_bias",
     }
 }
 
@@ -158,10 +218,15 @@ fn gguf(part: Part) -> &'static str {
         Part::Matrix(role) => match role {
             Role::Embedding => "token_embd",
             Role::Head => "output",
-            Role::Query => "attn_q",
+            Role::Query | Role::AttentionGate => "attn_q",
             Role::Key => "attn_k",
             Role::Value => "attn_v",
             Role::AttentionOutput => "attn_output",
+            Role::DeltaInput => "attn_qkv",
+            Role::DeltaGate => "attn_gate",
+            Role::DeltaDecay => "ssm_alpha",
+            Role::DeltaRate => "ssm_beta",
+            Role::DeltaOutput => "ssm_out",
             Role::ConvolutionInput => "shortconv.in_proj",
             Role::ConvolutionOutput => "shortconv.out_proj",
             Role::Gate => "ffn_gate",
@@ -178,5 +243,9 @@ fn gguf(part: Part) -> &'static str {
             Norm::Final => "output_norm",
         },
         Part::Convolution => "shortconv.conv",
+        Part::DeltaConvolution => "ssm_conv1d",
+        Part::DeltaNorm => "ssm_norm",
+        Part::DeltaDecay => "ssm_a",
+        Part::DeltaTime => "ssm_dt.bias",
     }
 }

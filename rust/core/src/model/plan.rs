@@ -8,7 +8,7 @@ use super::{MatrixReport, describe};
 use crate::engine::cache::Cache;
 use crate::engine::{Activations, Kv, Weights};
 use crate::error::Error;
-use crate::load::{Checkpoint, FormatError, Metadata};
+use crate::load::{Checkpoint, FormatError};
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
 
@@ -29,14 +29,12 @@ pub struct Plan {
 /// Reads the headers of `checkpoint` and the scales of ternary tensors; no other weight is touched.
 pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations, kv: Kv) -> Result<Plan, Error> {
     let config = describe(checkpoint)?;
-    let convention = match &checkpoint.metadata {
-        Metadata::HuggingFace(_) => Convention::HuggingFace,
-        Metadata::Gguf(_) => Convention::Gguf,
-    };
+    let convention = Convention::of(checkpoint);
     let report = |layer: Option<usize>, spec: MatrixSpec| {
+        let stored_rows = spec.stored_rows();
         let MatrixSpec { role, rows, columns, stored, .. } = spec;
         let name = config.names.tensor(convention, stored, layer.unwrap_or(0)) + ".weight";
-        let tensor = checkpoint.require(&name, &[rows, columns])?;
+        let tensor = checkpoint.require(&name, &[stored_rows, columns])?;
         let format = packed_format(weights, activations, &tensor)?;
         let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {
             let reason = format!("{rows} rows of {columns} are more bytes than can be addressed");

@@ -22,6 +22,19 @@ pub(super) fn read(
     context: usize,
     default_base: f64,
 ) -> Result<RopeSpec, Error> {
+    read_partial(reader, kind, head_dim, context, default_base, 1.0)
+}
+
+/// [`read`] for families that turn a part of each head unless told otherwise.
+pub(super) fn read_partial(
+    reader: &Reader<'_>,
+    kind: &str,
+    head_dim: usize,
+    context: usize,
+    default_base: f64,
+    default_partial: f64,
+) -> Result<RopeSpec, Error> {
+    let stated_partial = reader.positive("partial_rotary_factor", Some(default_partial))?;
     let parameters = match reader.object("rope_parameters")? {
         Some(parameters) if !kind.is_empty() => match parameters.object(kind)? {
             Some(of_kind) => Some(of_kind),
@@ -34,10 +47,9 @@ pub(super) fn read(
     };
     let base_key = if kind == "sliding_attention" { "rope_local_base_freq" } else { "rope_theta" };
     let stated = reader.positive(base_key, Some(default_base))?;
-    let Some(parameters) = parameters else { return Ok(default(head_dim, 1.0, stated)) };
+    let Some(parameters) = parameters else { return Ok(default(head_dim, stated_partial, stated)) };
     let base = parameters.positive("rope_theta", Some(stated))?;
-    let partial =
-        parameters.positive("partial_rotary_factor", Some(reader.positive("partial_rotary_factor", Some(1.0))?))?;
+    let partial = parameters.positive("partial_rotary_factor", Some(stated_partial))?;
     let plain = default(head_dim, partial, base);
     let legacy = parameters.string("type", Some("default"))?;
     match parameters.string("rope_type", Some(&legacy))?.as_str() {

@@ -60,17 +60,38 @@ pub(super) struct MatrixSpec {
     bias: bool,
     /// Heads whose rotated halves some files interleave.
     rotated: Option<usize>,
+    /// Rows of the tensor, and those among them that are ours, when it holds other matrices too.
+    part: Option<(usize, Vec<Section>)>,
+}
+
+/// Rows that a tensor holds in runs of `width`, the first of them `offset`, their beginnings `period` apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Section {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) offset: usize,
+    pub(super) period: usize,
 }
 
 impl MatrixSpec {
     /// The matrix `(rows, columns)` that is stored under its role's own name.
     pub(super) fn new(role: Role, rows: usize, columns: usize) -> MatrixSpec {
-        MatrixSpec { role, rows, columns, stored: Part::Matrix(role), bias: false, rotated: None }
+        MatrixSpec { role, rows, columns, stored: Part::Matrix(role), bias: false, rotated: None, part: None }
     }
 
     /// Whether a bias belongs to it.
     pub(super) fn biased(self, bias: bool) -> MatrixSpec {
         MatrixSpec { bias, ..self }
+    }
+
+    /// The rows in `sections`, one after the other, of a tensor of `rows` rows.
+    pub(super) fn part_of(self, rows: usize, sections: Vec<Section>) -> MatrixSpec {
+        MatrixSpec { part: Some((rows, sections)), ..self }
+    }
+
+    /// Rows of the tensor that holds it.
+    pub(super) fn stored_rows(&self) -> usize {
+        self.part.as_ref().map_or(self.rows, |(rows, _)| *rows)
     }
 
     /// The rows of `heads` heads, which a rotary embedding turns.
@@ -107,9 +128,10 @@ impl Block {
 }
 
 impl Loader<'_> {
-    fn finished(&self, tensor: &TensorView<'_>) {
+    /// `rows` rows of a tensor are packed, and its bytes may leave memory.
+    fn finished(&self, tensor: &TensorView<'_>, rows: usize) {
         tensor.release();
-        let bytes = tensor.nbytes() as u64;
+        let bytes = (tensor.nbytes() / tensor.rows().max(1) * rows) as u64;
         (self.progress)(self.done.fetch_add(bytes, Ordering::Relaxed) + bytes);
     }
 
@@ -126,7 +148,7 @@ impl Loader<'_> {
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             return Err(FormatError::NonFinite { tensor: tensor.name().to_owned(), index }.into());
         }
-        self.finished(tensor);
+        self.finished(tensor, tensor.rows());
         Ok(values)
     }
 
@@ -134,7 +156,7 @@ impl Loader<'_> {
     pub(super) fn norm(&self, norm: Norm, layer: usize, length: usize) -> Result<Vec<f32>, Error> {
         let mut weight = self.vector(&(self.name(Part::Norm(norm), layer) + ".weight"), length)?;
         // GGUF files carry the offset in the weights already.
-        if self.convention == Convention::HuggingFace && self.config.norm_offset != 0.0 {
+        if self.convention != Convention::Gguf && self.config.norm_offset != 0.0 {
             for weight in &mut weight {
                 *weight += self.config.norm_offset;
             }
@@ -152,7 +174,7 @@ impl Loader<'_> {
         let name = self.name(part, layer) + ".weight";
         // PyTorch counts the inputs of a channel too, which is one.
         let shape: &[usize] =
-            if self.convention == Convention::HuggingFace { &[channels, 1, taps] } else { &[channels, taps] };
+            if self.convention == Convention::Gguf { &[channels, taps] } else { &[channels, 1, taps] };
         let tensor = self.checkpoint.require(&name, shape)?;
         let mut out = vec![0.0; channels * taps];
         for (row, out) in out.chunks_exact_mut(taps).enumerate() {
@@ -161,14 +183,16 @@ impl Loader<'_> {
         self.checked(&tensor, out)
     }
 
-    fn name(&self, part: Part, layer: usize) -> String {
+    /// What the checkpoint calls `part`, without the ending.
+    pub(super) fn name(&self, part: Part, layer: usize) -> String {
         self.config.names.tensor(self.convention, part, layer)
     }
 
     /// Row of the file that holds row `row` of a matrix.
     fn source(&self, spec: &MatrixSpec, row: usize) -> usize {
-        match spec.rotated {
-            Some(heads) if self.interleaved => deinterleave(row, spec.rows / heads),
+        match (&spec.part, spec.rotated) {
+            (Some((_, sections)), _) => stored_row(sections, row),
+            (None, Some(heads)) if self.interleaved => deinterleave(row, spec.rows / heads),
             _ => row,
         }
     }
@@ -177,7 +201,7 @@ impl Loader<'_> {
     pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
         let (n, k) = (spec.rows, spec.columns);
         let name = self.name(spec.stored, layer) + ".weight";
-        let tensor = self.checkpoint.require(&name, &[n, k])?;
+        let tensor = self.checkpoint.require(&name, &[spec.stored_rows(), k])?;
         let source = |row: usize| self.source(spec, row);
         let format = packed_format(self.weights, self.activations, &tensor)?;
         let stored = self.weights == Weights::Auto;
@@ -194,7 +218,7 @@ impl Loader<'_> {
             PackError::OutOfMemory(error) => Error::OutOfMemory(error),
             other => FormatError::Pack { tensor: name.clone(), reason: other.to_string() }.into(),
         })?;
-        self.finished(&tensor);
+        self.finished(&tensor, n);
         Ok(packed)
     }
 
@@ -202,7 +226,7 @@ impl Loader<'_> {
     pub(super) fn linear(&self, spec: &MatrixSpec, layer: usize) -> Result<Linear, Error> {
         let matrix = self.matrix(spec, layer)?;
         let bias = if spec.bias {
-            let stored = self.bias(spec.stored, layer, spec.rows)?;
+            let stored = self.bias(spec.stored, layer, spec.stored_rows())?;
             Some((0..spec.rows).map(|row| stored[self.source(spec, row)]).collect())
         } else {
             None
@@ -255,9 +279,29 @@ fn deinterleave(row: usize, width: usize) -> usize {
     head * width + 2 * pair + half
 }
 
+/// Row of the file that holds row `row` of a matrix made of `sections`.
+fn stored_row(sections: &[Section], row: usize) -> usize {
+    let mut row = row;
+    for section in sections {
+        if row < section.rows {
+            return row / section.width * section.period + section.offset + row % section.width;
+        }
+        row -= section.rows;
+    }
+    row
+}
+
 #[cfg(test)]
 mod tests {
-    use super::deinterleave;
+    use super::{Section, deinterleave, stored_row};
+
+    #[test]
+    fn sections_stand_one_after_the_other() {
+        let sections =
+            [Section { rows: 4, width: 2, offset: 0, period: 5 }, Section { rows: 6, width: 3, offset: 2, period: 5 }];
+        let rows: Vec<usize> = (0..10).map(|row| stored_row(&sections, row)).collect();
+        assert_eq!(rows, [0, 1, 5, 6, 2, 3, 4, 7, 8, 9]);
+    }
 
     #[test]
     fn rotated_pairs_come_back_to_halves() {

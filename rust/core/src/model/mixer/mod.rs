@@ -4,6 +4,7 @@
 //! cache, as pages of keys and values or as a state of fixed size.
 
 pub mod attention;
+pub mod gated_delta;
 pub mod short_convolution;
 
 use super::forward::{Pass, Stream};
@@ -12,6 +13,7 @@ use super::weights::{Linear, Loader, MatrixSpec};
 use crate::engine::cache::Cache;
 use crate::error::Error;
 use attention::{Attention, AttentionSpec};
+use gated_delta::{GatedDelta, GatedDeltaSpec};
 use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 
 /// A mixer's description.
@@ -21,6 +23,8 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
     /// A gated convolution over a few rows before.
     ShortConvolution(ShortConvolutionSpec),
+    /// A state for each head that the gated delta rule corrects.
+    GatedDelta(GatedDeltaSpec),
 }
 
 /// A mixer's tensors.
@@ -30,6 +34,7 @@ pub enum MixerSpec {
 pub(super) enum Mixer {
     Attention(Attention),
     ShortConvolution(ShortConvolution),
+    GatedDelta(GatedDelta),
 }
 
 /// Buffers of every kind of mixer.
@@ -37,6 +42,7 @@ pub(super) enum Mixer {
 pub(super) struct Buffers {
     attention: attention::Buffers,
     short_convolution: short_convolution::Buffers,
+    gated_delta: gated_delta::Buffers,
 }
 
 impl MixerSpec {
@@ -44,7 +50,7 @@ impl MixerSpec {
     pub fn keys(&self) -> (usize, usize) {
         match self {
             MixerSpec::Attention(spec) => (spec.kv_heads, spec.head_dim),
-            MixerSpec::ShortConvolution(_) => (0, 0),
+            MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => (0, 0),
         }
     }
 
@@ -52,7 +58,7 @@ impl MixerSpec {
     pub fn window(&self) -> Option<usize> {
         match self {
             MixerSpec::Attention(spec) => spec.window,
-            MixerSpec::ShortConvolution(_) => None,
+            MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => None,
         }
     }
 
@@ -61,14 +67,16 @@ impl MixerSpec {
         match self {
             MixerSpec::Attention(_) => 0,
             MixerSpec::ShortConvolution(spec) => spec.state_floats(),
+            MixerSpec::GatedDelta(spec) => spec.state_floats(),
         }
     }
 
     /// Every matrix, in the order of use.
     pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
         match self {
-            MixerSpec::Attention(spec) => spec.matrices(hidden).into(),
+            MixerSpec::Attention(spec) => spec.matrices(hidden),
             MixerSpec::ShortConvolution(spec) => spec.matrices().into(),
+            MixerSpec::GatedDelta(spec) => spec.matrices(hidden).into(),
         }
     }
 
@@ -76,6 +84,7 @@ impl MixerSpec {
         Ok(match self {
             MixerSpec::Attention(spec) => Mixer::Attention(spec.load(loader, layer)?),
             MixerSpec::ShortConvolution(spec) => Mixer::ShortConvolution(spec.load(loader, layer)?),
+            MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(spec.load(loader, layer)?),
         })
     }
 }
@@ -84,8 +93,9 @@ impl Mixer {
     /// The matrices with their roles, in the order of use.
     pub(super) fn linears(&self) -> Vec<(Role, &Linear)> {
         match self {
-            Mixer::Attention(mixer) => mixer.linears().into(),
+            Mixer::Attention(mixer) => mixer.linears(),
             Mixer::ShortConvolution(mixer) => mixer.linears().into(),
+            Mixer::GatedDelta(mixer) => mixer.linears().into(),
         }
     }
 
@@ -104,6 +114,9 @@ impl Mixer {
             Mixer::Attention(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.attention, after),
             Mixer::ShortConvolution(mixer) => {
                 mixer.forward(pass, cache.states(layer), stream, &mut buffers.short_convolution, after);
+            }
+            Mixer::GatedDelta(mixer) => {
+                mixer.forward(pass, cache.states(layer), stream, &mut buffers.gated_delta, after);
             }
         }
     }
