@@ -67,7 +67,7 @@ impl GatedDelta {
         2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
     }
 
-    /// Floats of a sequence's state: for each head, for each vector of columns, its elements for each element of a key.
+    /// Floats of a sequence's state: for each head, for each block of columns, its vectors for each element of a key.
     pub fn state_floats(&self) -> usize {
         self.value_heads * self.head_floats()
     }
@@ -162,58 +162,129 @@ impl Unit<'_> {
         // SAFETY: the columns of this unit alone, in the slot of its segment.
         let state = unsafe { self.states.slice(self.segment.slot, start..start + N * LANES * key_dim) };
         let (state, _) = state.as_chunks_mut::<LANES>();
-        for row in self.segment.range() {
+        let (state, _) = state.as_chunks_mut::<N>();
+        let row = |row: usize| {
             let qkv = &self.input.qkv[row * self.heads.width()..][..self.heads.width()];
-            let query = &qkv[key_head * key_dim..][..key_dim];
-            let key = &qkv[(key_heads + key_head) * key_dim..][..key_dim];
-            let value = &qkv[2 * key_heads * key_dim + self.head * value_dim..][..value_dim][self.columns.clone()];
             let gate = row * value_heads + self.head;
-            let (decay, rate) = (simd.splat(self.input.decay[gate]), simd.splat(self.input.rate[gate]));
-            let first = row * value_heads * value_dim + self.head * value_dim;
+            Row {
+                query: &qkv[key_head * key_dim..][..key_dim],
+                key: &qkv[(key_heads + key_head) * key_dim..][..key_dim],
+                value: &qkv[2 * key_heads * key_dim + self.head * value_dim..][..value_dim][self.columns.clone()],
+                decay: self.input.decay[gate],
+                rate: self.input.rate[gate],
+            }
+        };
+        let rows = self.segment.range();
+        if rows.is_empty() {
+            return;
+        }
+        let mut now = row(rows.start);
+        let mut known = recall::<S, N>(simd, state, &now);
+        for index in rows.clone() {
+            let first = (index * value_heads + self.head) * value_dim;
             // SAFETY: the columns of this unit alone, in a row of its segment.
             let out = unsafe { self.out.slice(first + self.columns.start..first + self.columns.end) };
-            advance::<S, N>(simd, state, query, key, value, decay, rate, out);
+            let delta = correction::<S, N>(simd, &now, known);
+            if index + 1 < rows.end {
+                let next = row(index + 1);
+                known = learn_and_recall::<S, N>(simd, state, &now, delta, &next, out);
+                now = next;
+            } else {
+                learn::<S, N>(simd, state, &now, delta, out);
+            }
         }
     }
 }
 
-/// One row: `state: (N, key_dim)` vectors, `query, key: (key_dim,)`, `value, out:` up to N vectors.
+/// What one row brings to some columns of one head.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    /// `(key_dim,)`.
+    query: &'a [f32],
+    key: &'a [f32],
+    /// Up to N vectors.
+    value: &'a [f32],
+    decay: f32,
+    rate: f32,
+}
+
+/// Forgets; returns what the state, `(key_dim, N)` vectors, has under the row's key.
 #[inline(always)]
-fn advance<S: Simd, const N: usize>(
-    simd: S,
-    state: &mut [[f32; LANES]],
-    query: &[f32],
-    key: &[f32],
-    value: &[f32],
-    decay: S::F,
-    rate: S::F,
-    out: &mut [f32],
-) {
-    let dim = key.len();
-    assert!(state.len() == N * dim && query.len() == dim, "{} vectors for {N} times {dim}", state.len());
+fn recall<S: Simd, const N: usize>(simd: S, state: &mut [[[f32; LANES]; N]], row: &Row<'_>) -> [S::F; N] {
+    let decay = simd.splat(row.decay);
     let mut known = [simd.splat(0.0); N];
-    for i in 0..dim {
-        let k = simd.splat(key[i]);
+    for (state, &key) in state.iter_mut().zip(row.key) {
+        let key = simd.splat(key);
         for n in 0..N {
-            let s = simd.mul(simd.load(&state[n * dim + i]), decay);
-            simd.store(s, &mut state[n * dim + i]);
-            known[n] = simd.mul_add(s, k, known[n]);
+            let s = simd.mul(simd.load(&state[n]), decay);
+            simd.store(s, &mut state[n]);
+            known[n] = simd.mul_add(s, key, known[n]);
         }
     }
+    known
+}
+
+/// `rate · (value − known)`.
+#[inline(always)]
+fn correction<S: Simd, const N: usize>(simd: S, row: &Row<'_>, known: [S::F; N]) -> [S::F; N] {
+    let rate = simd.splat(row.rate);
     let mut delta = known;
     for n in 0..N {
-        let value = simd.load_part(&value[n * LANES..((n + 1) * LANES).min(value.len())]);
+        let value = simd.load_part(&row.value[n * LANES..((n + 1) * LANES).min(row.value.len())]);
         delta[n] = simd.mul(simd.sub(value, known[n]), rate);
     }
+    delta
+}
+
+/// Takes the correction in and answers the row's query.
+#[inline(always)]
+fn learn<S: Simd, const N: usize>(
+    simd: S,
+    state: &mut [[[f32; LANES]; N]],
+    row: &Row<'_>,
+    delta: [S::F; N],
+    out: &mut [f32],
+) {
     let mut answer = [simd.splat(0.0); N];
-    for i in 0..dim {
-        let (k, q) = (simd.splat(key[i]), simd.splat(query[i]));
+    for ((state, &key), &query) in state.iter_mut().zip(row.key).zip(row.query) {
+        let (key, query) = (simd.splat(key), simd.splat(query));
         for n in 0..N {
-            let s = simd.mul_add(k, delta[n], simd.load(&state[n * dim + i]));
-            simd.store(s, &mut state[n * dim + i]);
-            answer[n] = simd.mul_add(s, q, answer[n]);
+            let s = simd.mul_add(key, delta[n], simd.load(&state[n]));
+            simd.store(s, &mut state[n]);
+            answer[n] = simd.mul_add(s, query, answer[n]);
         }
     }
+    put(simd, answer, out);
+}
+
+/// [`learn`] for a row and [`recall`] for the next, touching the state once.
+#[inline(always)]
+fn learn_and_recall<S: Simd, const N: usize>(
+    simd: S,
+    state: &mut [[[f32; LANES]; N]],
+    row: &Row<'_>,
+    delta: [S::F; N],
+    next: &Row<'_>,
+    out: &mut [f32],
+) -> [S::F; N] {
+    let decay = simd.splat(next.decay);
+    let (mut answer, mut known) = ([simd.splat(0.0); N], [simd.splat(0.0); N]);
+    for (((state, &key), &query), &next) in state.iter_mut().zip(row.key).zip(row.query).zip(next.key) {
+        let (key, query, next) = (simd.splat(key), simd.splat(query), simd.splat(next));
+        for n in 0..N {
+            let s = simd.mul_add(key, delta[n], simd.load(&state[n]));
+            answer[n] = simd.mul_add(s, query, answer[n]);
+            let s = simd.mul(s, decay);
+            simd.store(s, &mut state[n]);
+            known[n] = simd.mul_add(s, next, known[n]);
+        }
+    }
+    put(simd, answer, out);
+    known
+}
+
+#[inline(always)]
+fn put<S: Simd, const N: usize>(simd: S, answer: [S::F; N], out: &mut [f32]) {
     for (answer, out) in answer.into_iter().zip(out.chunks_mut(LANES)) {
         simd.store_part(answer, out);
     }
