@@ -12,6 +12,7 @@ PARTS = [
     ["benches.end_to_end", "--engines", "farthing", "farthing a8", "llama.cpp", "transformers bf16", "OpenVINO GenAI"],
     ["benches.slices", "--rounds", "2", "--prompts", "16", "512"],
     ["benches.batching"],
+    ["benches.router"],
     ["benches.transformers_generate"],
     ["benches.accuracy"],
 ]

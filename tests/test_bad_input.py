@@ -240,7 +240,7 @@ def test_undamaged_directory(directory: Path) -> None:
     "changes",
     [
         {"model_type": "mamba"},
-        {"model_type": "mixtral"},
+        {"model_type": "deepseek_v4"},
         {"hidden_act": "relu6"},
         {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0], "long_factor": [1.0]}},
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import farthing as ft
+import gguf
 import numpy as np
 import pytest
+import reference
 import tiny
 from farthing.plan import plan
 
@@ -20,6 +22,34 @@ COMMON = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+}
+MOE = COMMON | {
+    "model.norm": "output_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.router": "ffn_gate_inp",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+}
+GPT_OSS = {"mlp.router": "ffn_gate_inp", "post_attention_layernorm": "post_attention_norm"}
+# model_type -> architecture, and whether rows of queries and keys are interleaved.
+ARCHITECTURES = {
+    "mixtral": ("llama", True),
+    "qwen2_moe": ("qwen2moe", False),
+    "qwen3_moe": ("qwen3moe", False),
+    "olmoe": ("olmoe", False),
+    "granite": ("granite", True),
+    "granitemoe": ("granitemoe", True),
+    "gpt_oss": ("gpt-oss", False),
 }
 LFM2 = COMMON | {
     "model.embedding_norm": "token_embd_norm",
@@ -148,6 +178,70 @@ def qwen35(directory: Path, path: Path) -> None:
     finish(writer)
 
 
+def moe(directory: Path, path: Path) -> None:
+    """Writes a mixture of experts as llama.cpp's converters do: experts in one tensor, heads of Llama interleaved."""
+    import torch
+    from gguf import GGUFWriter
+
+    model, config = reference.load(directory), json.loads((directory / "config.json").read_text())
+    architecture, permuted = ARCHITECTURES[config["model_type"]]
+    writer = GGUFWriter(path, architecture)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    if head_dim := config.get("head_dim"):
+        writer.add_key_length(head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_context_length(config["max_position_embeddings"])
+    rotary = config["rope_parameters"]
+    writer.add_rope_freq_base(rotary["rope_theta"])
+    if rotary["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rotary["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
+    if (window := config.get("sliding_window")) and config.get("use_sliding_window", True):
+        writer.add_sliding_window(window)
+    for name, add in {
+        "num_experts_per_tok": writer.add_expert_used_count,
+        "moe_intermediate_size": writer.add_expert_feed_forward_length,
+        "shared_expert_intermediate_size": writer.add_expert_shared_feed_forward_length,
+        "attention_multiplier": writer.add_attention_scale,
+        "embedding_multiplier": writer.add_embedding_scale,
+        "residual_multiplier": writer.add_residual_scale,
+        "logits_scaling": writer.add_logit_scale,
+    }.items():
+        if name in config:
+            add(config[name])
+    if experts := config.get("num_experts") or config.get("num_local_experts"):
+        writer.add_expert_count(experts)
+    for name, value in model.state_dict().items():
+        block, _, part = name.removeprefix("model.layers.").partition(".") if "layers" in name else ("", "", "")
+        if part.endswith(("q_proj.weight", "k_proj.weight")) and permuted:
+            count = heads if "q_proj" in part else kv_heads
+            halves = value.reshape(count, 2, -1, value.shape[-1])
+            value = halves.transpose(1, 2).reshape(value.shape)
+        if ".experts." not in name:
+            if name != "lm_head.weight" or not config["tie_word_embeddings"]:
+                names = MOE | GPT_OSS if architecture == "gpt-oss" else MOE
+                writer.add_tensor(
+                    renamed(name, names) if "sinks" not in name else f"blk.{block}.attn_sinks.weight", value.numpy()
+                )
+            continue
+        leaf, bias = part.rpartition(".")[2], "bias" if part.endswith("bias") else "weight"
+        if architecture == "gpt-oss":
+            value = value if bias == "bias" else value.transpose(1, 2)
+            gate, up = value[:, 0::2], value[:, 1::2]
+        else:
+            gate, up = value.chunk(2, dim=1)
+        kinds = {"down": value} if leaf.startswith("down") else {"gate": gate, "up": up}
+        for kind, experts in kinds.items():
+            writer.add_tensor(f"blk.{block}.ffn_{kind}_exps.{bias}", torch.clone(experts).contiguous().numpy())
+    finish(writer)
+
+
 def finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -155,7 +249,10 @@ def finish(writer: Any) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize(("name", "convert"), [("lfm2", lfm2), ("qwen3_5", qwen35)])
+CASES = ["mixtral", "qwen3-moe", "qwen3-moe-mixed", "qwen2-moe", "olmoe", "granite", "granite-moe", "gpt-oss"]
+
+
+@pytest.mark.parametrize(("name", "convert"), [("lfm2", lfm2), ("qwen3_5", qwen35), *((name, moe) for name in CASES)])
 def test_gguf_equals_directory(
     name: str, convert: Callable[[Path, Path], None], tiny_directory: Callable[[str], Path], tmp_path: Path
 ) -> None:

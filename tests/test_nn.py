@@ -7,9 +7,11 @@ import doctest
 import io
 import warnings
 
+import farthing as ft
 import farthing.nn
 import pytest
 import torch
+from farthing._core import share_threads
 from farthing.nn import BitLinear, Linear, bit_linear, linear, ops
 from torch.library import opcheck
 from torch.nn import functional as F
@@ -177,3 +179,17 @@ def test_examples_run() -> None:
     for module in (linear, bit_linear):
         assert doctest.testmod(module).failed == 0
     assert set(farthing.nn.__all__) == {"BitLinear", "Linear"}
+
+
+def test_products_run_on_the_threads_of_torch() -> None:
+    """Whoever does the work, and however many threads are lent, the bits are the same."""
+    assert share_threads()
+    w = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(5))
+    x = torch.randn(64, 2048, generator=torch.Generator().manual_seed(6))
+    packed = ft.quantize(w, "int4", group=32)
+    expected = packed.matmul(x)
+    before = torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(packed.matmul(x), expected)
+    torch.set_num_threads(before)

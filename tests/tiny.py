@@ -223,6 +223,52 @@ GEMMA3 = [
         legacy=True,
     ),
 ]
+# 36 and 40 are no multiples of any vector or group.
+SPARSE: dict[str, Any] = {"intermediate_size": 40, "num_experts": 6, "num_local_experts": 6, "num_experts_per_tok": 2}
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 1.5,
+}
+MOE = [
+    Tiny("mixtral", "MixtralConfig", SPARSE),
+    Tiny("mixtral-all", "MixtralConfig", {**SPARSE, "num_experts_per_tok": 6, "sliding_window": 20}),
+    Tiny(
+        "qwen3-moe",
+        "Qwen3MoeConfig",
+        {**SPARSE, "moe_intermediate_size": 36, "head_dim": 24, "norm_topk_prob": True},
+    ),
+    Tiny(
+        "qwen3-moe-mixed",
+        "Qwen3MoeConfig",
+        {
+            **SPARSE,
+            "moe_intermediate_size": 72,
+            "num_hidden_layers": 4,
+            "mlp_only_layers": [1],
+            "decoder_sparse_step": 2,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+        },
+    ),
+    Tiny("qwen2-moe", "Qwen2MoeConfig", {**SPARSE, "moe_intermediate_size": 36, "shared_expert_intermediate_size": 52}),
+    Tiny("olmoe", "OlmoeConfig", SPARSE),
+    Tiny("olmoe-normalised", "OlmoeConfig", {**SPARSE, "norm_topk_prob": True, "num_experts_per_tok": 4}),
+    Tiny("granite", "GraniteConfig", GRANITE),
+    Tiny("granite-moe", "GraniteMoeConfig", {**SPARSE, **GRANITE}),
+    Tiny(
+        "gpt-oss",
+        "GptOssConfig",
+        {
+            **SPARSE,
+            "head_dim": 16,
+            "sliding_window": 20,
+            "num_hidden_layers": 3,
+            "rope_parameters": rope("yarn", 150000.0, **YARN, truncate=False),
+        },
+    ),
+]
 LFM2_LAYERS = {"layer_types": ["conv", "full_attention", "conv", "conv"], "num_hidden_layers": 4}
 LFM2 = [
     Tiny("lfm2", "Lfm2Config", {**LFM2_LAYERS, "block_multiple_of": 16, "norm_eps": 1e-4}),
@@ -289,7 +335,58 @@ QWEN_HYBRID = [
     ),
     Tiny("qwen3_next-one-key-head", "Qwen3NextConfig", {**DELTA, "num_experts": 0, "linear_num_key_heads": 1}),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + QWEN_HYBRID
+LATENT: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 36,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 40,
+    "num_hidden_layers": 3,
+}
+MLA = [
+    Tiny(
+        "deepseek-v3",
+        "DeepseekV3Config",
+        {**LATENT, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "rope_parameters": rope("default")},
+    ),
+    Tiny(
+        "deepseek-v3-yarn",
+        "DeepseekV3Config",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 0,
+            "attention_bias": True,
+            "rope_interleave": False,
+            "rope_parameters": rope("yarn", **YARN, mscale=1.0, mscale_all_dim=0.7),
+        },
+    ),
+    Tiny(
+        "mistral4",
+        "Mistral4Config",
+        {
+            **LATENT,
+            "rope_parameters": {
+                **rope("yarn", factor=8.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0),
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
+    ),
+    Tiny(
+        "mistral4-groups",
+        "Mistral4Config",
+        {**LATENT, "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
+    ),
+]
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + QWEN_HYBRID + MOE + MLA
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:
@@ -302,7 +399,9 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
         del options["head_dim"]
     config = getattr(transformers, tiny.config_class)(**options)
     config.architectures = None  # save_pretrained fills it in
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    # Not every family is known to AutoModelForCausalLM.
+    model_class = getattr(transformers, tiny.config_class.replace("TextConfig", "Config")[:-6] + "ForCausalLM")
+    model = model_class._from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(zlib.crc32(tiny.name.encode()))
 
     def normal(shape: tuple[int, ...], scale: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import hf, nn
+    from . import hf, moe, nn
     from ._core import __version__
     from .completion import Completion, Stream, TokenLogprobs
     from .errors import FarthingError, FormatError, ModelNotFoundError, UnsupportedError
@@ -42,6 +42,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "hf",
+    "moe",
     "nn",
     "quantize",
     "show_versions",
@@ -66,8 +67,8 @@ _HOMES = {
     "quantize": "matrix",
     "show_versions": "versions",
 }
-# Packages that import torch.
-_PACKAGES = ("hf", "nn")
+# Rooms of their own; `hf` and `nn` import torch.
+_PACKAGES = ("hf", "moe", "nn")
 
 
 def __getattr__(name: str) -> Any:

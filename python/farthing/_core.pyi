@@ -16,6 +16,8 @@ __all__ = [
     "MatrixReport",
     "PackedMatrix",
     "Plan",
+    "RouterSpec",
+    "RoutingStatistics",
     "Sampling",
     "Stream",
     "__version__",
@@ -33,7 +35,9 @@ __all__ = [
     "processors",
     "quantize",
     "rms_norm",
+    "route",
     "self_tests",
+    "share_threads",
 ]
 
 def available_isas() -> list[str]: ...
@@ -79,7 +83,56 @@ def from_parts(
 ) -> PackedMatrix: ...
 def matmul_together(x: Any, matrices: Sequence[PackedMatrix], biases: Sequence[Any]) -> list[Any]: ...
 def matmul_gated(x: Any, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix, activation: str) -> Any: ...
+def share_threads() -> bool: ...
 def rms_norm(x: Any, weight: Any, eps: float) -> Any: ...
+def route(
+    x: Any,
+    spec: RouterSpec,
+    weight: PackedMatrix | None,
+    *,
+    logit_bias: Any,
+    selection_bias: Any,
+    table: npt.NDArray[np.int64] | None,
+    token_ids: npt.NDArray[np.int64] | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+
+@final
+class RouterSpec:
+    def __new__(
+        cls,
+        *,
+        num_experts: int,
+        top_k: int,
+        score: str,
+        n_group: int,
+        topk_group: int,
+        group_score: str,
+        masked_fill: float,
+        post: str,
+        norm_eps: float | None,
+        scale: float,
+    ) -> RouterSpec: ...
+
+@final
+class RoutingStatistics:
+    def __new__(cls, num_experts: int) -> RoutingStatistics: ...
+    def record(self, ids: npt.NDArray[np.int64], mass: npt.NDArray[np.float32] | None) -> None: ...
+    @property
+    def tokens_per_expert(self) -> npt.NDArray[np.uint64]: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+    @property
+    def distinct(self) -> int: ...
+    @property
+    def entropy(self) -> float: ...
+    @property
+    def max_over_mean(self) -> float: ...
+    @property
+    def coefficient_of_variation(self) -> float: ...
+    @property
+    def mean_mass(self) -> float: ...
 
 @final
 class PackedMatrix:

@@ -26,7 +26,7 @@ class Plan:
         resident_bytes: bytes of weights that stay in memory.
         bytes_per_token: bytes of weights one decoded token reads when it is alone in its pass.
         kv_bytes_per_token: bytes of keys and values one token of context takes.
-        state_bytes_per_sequence: bytes of the states that a sequence keeps, however long it is.
+        state_bytes_per_sequence: bytes of the states that a sequence keeps however long it is (convolutions, say).
         operations_per_token: multiplications and additions of one prompt token.
         limits: what the machine can do.
         decode_rate: tokens per second at the bandwidth limit, at an empty context.

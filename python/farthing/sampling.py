@@ -67,13 +67,13 @@ class SamplingParams:
             raise ValueError(f"stop: got {self.stop!r}, expected a text or a list of texts")
         core = _core.Sampling(
             max_tokens=integer("max_tokens", self.max_tokens, 1),
-            temperature=_number("temperature", self.temperature),
+            temperature=number("temperature", self.temperature),
             top_k=None if self.top_k is None else integer("top_k", self.top_k, 1),
-            top_p=_number("top_p", self.top_p),
-            min_p=_number("min_p", self.min_p),
-            repetition_penalty=_number("repetition_penalty", self.repetition_penalty),
-            presence_penalty=_number("presence_penalty", self.presence_penalty),
-            frequency_penalty=_number("frequency_penalty", self.frequency_penalty),
+            top_p=number("top_p", self.top_p),
+            min_p=number("min_p", self.min_p),
+            repetition_penalty=number("repetition_penalty", self.repetition_penalty),
+            presence_penalty=number("presence_penalty", self.presence_penalty),
+            frequency_penalty=number("frequency_penalty", self.frequency_penalty),
             seed=None if self.seed is None else integer("seed", self.seed, 0, 2**64 - 1),
             stop=list(stop),
             ignore_eos=self.ignore_eos,
@@ -105,7 +105,8 @@ def integer(name: str, value: Any, least: int, most: int = 2**63 - 1) -> int:
     return number
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """``value`` as a float, or a ValueError that names the argument."""
     if isinstance(value, (bool, str, bytes)):
         raise ValueError(f"{name}: got {value!r}, expected a number")
     try:

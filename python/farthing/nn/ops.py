@@ -13,9 +13,12 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from .._core import PackedMatrix
+from .._core import PackedMatrix, share_threads
 
 __all__ = ["linear", "linear_gradient", "number_of"]
+
+# torch's threads spin behind its operators: products on threads of their own would wait for a core.
+share_threads()
 
 _matrices: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
 _numbers = count(1)

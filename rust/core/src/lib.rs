@@ -6,3 +6,4 @@ pub mod error;
 pub mod ledger;
 pub mod load;
 pub mod model;
+pub mod moe;

@@ -19,7 +19,7 @@ fn layers(c: &mut Criterion) {
     ];
     let pool = Pool::new(default_threads());
     for (model, heads, kv_heads, head_dim, window) in shapes {
-        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.1, window, softcap: None };
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.1, window, softcap: None, sinks: None };
         for kind in [KvType::F16, KvType::F32] {
             let keys = 2048;
             let pages: Vec<u32> = (0..(keys / PAGE) as u32).collect();

@@ -1,7 +1,8 @@
 //! The kernels alone: one thread, a matrix that stays in the second-level cache, activations already quantised.
 //!
 //! Prints the share of the int8 rate that each format reaches at several numbers of rows, and for one row the weights and
-//! bytes read in a second. `cargo bench -p farthing-kernels --bench micro -- [format filter]`
+//! bytes read in a second; then how long 16 activations take to quantise, in blocks of 6 rows.
+//! `cargo bench -p farthing-kernels --bench micro -- [format filter]`
 
 #![allow(clippy::print_stdout)]
 
@@ -38,6 +39,17 @@ fn best(pool: &Pool, matrix: &PackedMatrix, m: usize) -> f64 {
     best
 }
 
+/// Nanoseconds to quantise 16 activations, the best of many rounds.
+fn quantizing(pool: &Pool, matrix: &PackedMatrix, m: usize) -> f64 {
+    let (x, mut input, mut best) = (activations(m, INPUTS), Input::new(), f64::MAX);
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        input.prepare(pool, &x, m, INPUTS, &[matrix]);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    best * 16e9 / (m * INPUTS) as f64
+}
+
 fn main() {
     let filter = std::env::args().skip(1).find(|argument| argument != "--bench").unwrap_or_default();
     let pool = Pool::new(1);
@@ -60,7 +72,7 @@ fn main() {
                 }
                 print!(" {m}:{:.0}%", 100.0 * planes * m as f64 * weights / seconds / rate);
             }
-            println!();
+            println!(" quantising 16 inputs: {:.1} ns", quantizing(&pool, &matrix, 12));
         }
     }
 }

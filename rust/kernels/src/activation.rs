@@ -78,7 +78,7 @@ pub(crate) fn silu<A: Arithmetic>(a: A, x: A::F) -> A::F {
 
 /// `(1 + tanh y) / 2 = 1 / (1 + e^-2y)`, which cancels nowhere.
 #[inline(always)]
-fn gelu_tanh<A: Arithmetic>(a: A, x: A::F) -> A::F {
+pub(crate) fn gelu_tanh<A: Arithmetic>(a: A, x: A::F) -> A::F {
     // -2·√(2/π)
     let factor = a.splat(-1.595_769);
     let cubic = a.mul_add(a.mul(a.splat(0.044_715), a.mul(x, x)), x, x);

@@ -87,6 +87,17 @@ pub(crate) fn log_lanes<A: Arithmetic>(a: A, x: A::F) -> A::F {
     a.select(finite, a.select(positive, y, not_positive), x)
 }
 
+/// `log(1 + e^x)`, exact to the last places where it is tiny as well.
+#[inline(always)]
+pub(crate) fn softplus_lanes<A: Arithmetic>(a: A, x: A::F) -> A::F {
+    let one = a.splat(1.0);
+    let y = exp_lanes(a, a.sub(a.splat(0.0), a.abs(x)));
+    // log u is that of the rounded sum; the derivative gives back what rounding lost.
+    let u = a.add(one, y);
+    let rest = a.div(a.sub(y, a.sub(u, one)), u);
+    a.add(a.max(a.splat(0.0), x), a.add(log_lanes(a, u), rest))
+}
+
 #[inline(always)]
 pub(crate) fn tanh_lanes<A: Arithmetic>(a: A, x: A::F) -> A::F {
     // tanh|x| = e / (e + 2), e = exp(2|x|) - 1; from 10 on it rounds to 1. NaN passes.

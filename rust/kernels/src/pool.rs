@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::affinity::{Claim, allowed_cores, allowed_cpus, current_cpu, pin, usable_cores};
+use crate::openmp::OpenMp;
 
 /// How long a waiting thread spins before it parks.
 const SPIN: Duration = Duration::from_micros(100);
@@ -63,6 +64,8 @@ pub struct Pool {
     region: Mutex<Option<Claim>>,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Who lends the threads, when they are not ours.
+    lender: Option<OpenMp>,
 }
 
 impl Pool {
@@ -91,7 +94,14 @@ impl Pool {
         if let Some(claim) = &claim {
             workers.iter().zip(&claim.cpus[1..]).for_each(|(worker, &cpu)| pin(worker, cpu));
         }
-        Pool { threads, process: std::process::id(), region: Mutex::new(claim), shared, workers }
+        Pool { threads, process: std::process::id(), region: Mutex::new(claim), shared, workers, lender: None }
+    }
+
+    /// A pool whose regions run on the threads of an OpenMP runtime, cut into `threads` (at least 1) shares.
+    pub fn lent(lender: OpenMp, threads: usize) -> Pool {
+        let mut pool = Pool::new(1);
+        (pool.threads, pool.lender) = (threads.max(1), Some(lender));
+        pool
     }
 
     /// Number of workers, the caller included.
@@ -114,6 +124,9 @@ impl Pool {
     pub fn run<F: Fn(usize) + Sync>(&self, body: F) {
         if self.threads == 1 || std::process::id() != self.process {
             return (0..self.threads).for_each(body);
+        }
+        if let Some(lender) = self.lender {
+            return lender.run(self.threads, &body);
         }
         let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(claim) = &mut *region {

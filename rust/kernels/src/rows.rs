@@ -35,6 +35,53 @@ impl Pool {
             }
         });
     }
+
+    /// [`Pool::rows`] for three slices of as many rows each, given with their widths; the first says whether it is small.
+    ///
+    /// # Panics
+    /// When the numbers of rows differ or are not whole.
+    ///
+    /// ```
+    /// let (mut x, mut sums, mut firsts) = ([1.0, 2.0, 3.0, 4.0], [0.0; 2], [0.0; 2]);
+    /// let pool = farthing_kernels::pool::Pool::new(2);
+    /// pool.rows_of_three((&mut x, 2), (&mut sums, 1), (&mut firsts, 1), |_, x, sums, firsts| {
+    ///     for (row, (sum, first)) in x.chunks(2).zip(sums.iter_mut().zip(firsts)) {
+    ///         (*sum, *first) = (row[0] + row[1], row[0]);
+    ///     }
+    /// });
+    /// assert_eq!((sums, firsts), ([3.0, 7.0], [1.0, 3.0]));
+    /// ```
+    pub fn rows_of_three<A: Send, B: Send, C: Send>(
+        &self,
+        a: (&mut [A], usize),
+        b: (&mut [B], usize),
+        c: (&mut [C], usize),
+        body: impl Fn(usize, &mut [A], &mut [B], &mut [C]) + Sync,
+    ) {
+        let lengths = [(a.0.len(), a.1), (b.0.len(), b.1), (c.0.len(), c.1)];
+        let rows = lengths[0].0.checked_div(lengths[0].1).unwrap_or(0);
+        assert!(lengths.iter().all(|&(length, width)| length == rows * width), "rows: {lengths:?} are not {rows} rows");
+        if rows == 0 {
+            return;
+        }
+        if lengths[0].0 < PARALLEL || rows == 1 || self.threads() == 1 {
+            return body(0, a.0, b.0, c.0);
+        }
+        let shared = (Disjoint::new(a.0), Disjoint::new(b.0), Disjoint::new(c.0));
+        self.run(|index| {
+            let part = share(rows, index, self.threads());
+            if !part.is_empty() {
+                let range = |width: usize| part.start * width..part.end * width;
+                // SAFETY: the shares of the threads don't overlap.
+                let x = unsafe { shared.0.slice(range(a.1)) };
+                // SAFETY: as above.
+                let y = unsafe { shared.1.slice(range(b.1)) };
+                // SAFETY: as above.
+                let z = unsafe { shared.2.slice(range(c.1)) };
+                body(part.start, x, y, z);
+            }
+        });
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +102,13 @@ mod tests {
                     }
                 });
                 assert!(x.iter().enumerate().all(|(i, x)| *x == i / width + 1));
+                let (mut y, mut z) = (vec![0; rows], vec![0; 3 * rows]);
+                pool.rows_of_three((&mut x, width), (&mut y, 1), (&mut z, 3), |first, x, y, z| {
+                    assert_eq!((x.len() / width, z.len()), (y.len(), 3 * y.len()));
+                    y.iter_mut().enumerate().for_each(|(row, y)| *y += first + row);
+                    z.fill(first);
+                });
+                assert!(y.iter().enumerate().all(|(i, y)| *y == i));
             }
         }
     }

@@ -14,6 +14,8 @@ use crate::recurrent::{
 };
 use crate::rope::{RopeTable, rotate_with};
 use crate::sample::{Sampling, TokenCounts, sample_with};
+use crate::score::{Score, renormalize_with, score_with};
+use crate::topk::top_k_with;
 
 pub use crate::matmul::SelfTest;
 
@@ -40,13 +42,15 @@ type Outputs = fn(Isa) -> Vec<f32>;
 /// # Panics
 /// When this CPU lacks `isa`.
 pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
-    let kernels: [(&'static str, Outputs); 12] = [
+    let kernels: [(&'static str, Outputs); 14] = [
         ("rms_norm", rms_norm),
         ("add", add),
         ("rotate", rotate),
         ("activate_multiply", activate_multiply),
         ("attention", attention),
         ("sample", sample),
+        ("score", score),
+        ("top_k", top_k),
         ("multiply", multiply),
         ("convolution", convolution),
         ("l2_norm", l2_norm),
@@ -107,7 +111,7 @@ fn attention(isa: Isa) -> Vec<f32> {
             cache.write_with(isa, (t / PAGE) as u32, t % PAGE, &row(100), &row(200));
         }
         for (window, softcap) in [(None, None), (Some(9), Some(3.0))] {
-            let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.2, window, softcap };
+            let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.2, window, softcap, sinks: None };
             let mut out = vec![0.0; 5 * heads * head_dim];
             let span = Span { first_row: 0, rows: 5, start: tokens - 5, pages: &[0, 1] };
             attention_with(isa, &pool, &numbers(9, out.len()), &[span], &cache, &shape, &mut out);
@@ -125,6 +129,18 @@ fn sample(isa: Isa) -> Vec<f32> {
             Ok(draw) => all.extend([draw.token as f32, draw.logprob]),
             Err(_) => all.push(f32::NAN),
         }
+    }
+    all
+}
+
+fn score(isa: Isa) -> Vec<f32> {
+    let mut all = Vec::new();
+    for kind in Score::ALL {
+        let mut scores = numbers(11, 2 * 77);
+        score_with(isa, kind, &mut scores, 77);
+        all.extend_from_slice(&scores);
+        renormalize_with(isa, &mut scores, 77, 1e-6);
+        all.extend(scores);
     }
     all
 }
@@ -188,6 +204,12 @@ fn gated_delta(isa: Isa) -> Vec<f32> {
     all
 }
 
+fn top_k(isa: Isa) -> Vec<f32> {
+    let mut ids = [0; 2 * 8];
+    top_k_with(isa, &numbers(12, 2 * 77), 77, 8, &mut ids);
+    ids.map(|id| id as f32).to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,7 +218,7 @@ mod tests {
     fn every_level_passes() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let tests = float_self_tests(isa);
-            assert_eq!(tests.len(), 12);
+            assert_eq!(tests.len(), 14);
             assert!(tests.iter().all(|test| test.passed && test.isa == isa), "{tests:?}");
         }
     }

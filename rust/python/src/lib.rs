@@ -9,6 +9,7 @@ mod ledger;
 mod llm;
 mod machine;
 mod matrix;
+mod moe;
 mod plan;
 mod product;
 
@@ -28,7 +29,11 @@ mod _core {
     #[pymodule_export]
     use super::matrix::{PackedMatrix, from_parts, matmul_gated, matmul_together, quantize, rms_norm};
     #[pymodule_export]
+    use super::moe::{RouterSpec, RoutingStatistics, route};
+    #[pymodule_export]
     use super::plan::{Plan, plan};
+    #[pymodule_export]
+    use super::product::share_threads;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

@@ -7,7 +7,9 @@ use farthing_kernels::activation::Activation;
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::matmul::{Input, Job, gated, matmul};
 use farthing_kernels::norm::rms_norm;
+use farthing_kernels::openmp::OpenMp;
 use farthing_kernels::pool::{Pool, default_threads};
+use pyo3::prelude::*;
 
 use crate::floats::{Floats, FloatsMut, room};
 
@@ -46,17 +48,34 @@ thread_local! {
 const BYTES_ALONE: usize = 4 << 20;
 const PRODUCTS_ALONE: usize = 1 << 25;
 
+/// Threads that an OpenMP runtime lends, once [`share_threads`] has found one.
+static LENT: OnceLock<Pool> = OnceLock::new();
+
 /// The threads of this process's matrices; callers on several threads take turns. Little work stays with the caller.
 fn pool(m: usize, matrices: &[&PackedMatrix]) -> &'static Pool {
-    static ALL: OnceLock<Pool> = OnceLock::new();
-    static ALONE: OnceLock<Pool> = OnceLock::new();
     let bytes: usize = matrices.iter().map(|matrix| matrix.nbytes()).sum();
     let products: usize = matrices.iter().map(|matrix| matrix.rows() * matrix.columns()).sum();
-    if bytes <= BYTES_ALONE && products.saturating_mul(m) <= PRODUCTS_ALONE {
+    threads(bytes <= BYTES_ALONE && products.saturating_mul(m) <= PRODUCTS_ALONE)
+}
+
+/// The caller's thread alone, or all of them.
+pub(crate) fn threads(alone: bool) -> &'static Pool {
+    static ALL: OnceLock<Pool> = OnceLock::new();
+    static ALONE: OnceLock<Pool> = OnceLock::new();
+    if alone {
         ALONE.get_or_init(|| Pool::new(1))
     } else {
-        ALL.get_or_init(|| Pool::new(default_threads()))
+        LENT.get().unwrap_or_else(|| ALL.get_or_init(|| Pool::new(default_threads())))
     }
+}
+
+/// From now on this process's matrices use the threads of the OpenMP runtime that it has loaded, as many as that gives its
+/// own regions now; whether there is one.
+#[pyfunction]
+pub(crate) fn share_threads() -> bool {
+    let Some(runtime) = OpenMp::loaded() else { return false };
+    LENT.get_or_init(|| Pool::lent(runtime, runtime.threads()));
+    true
 }
 
 /// Rows of `x` computed together, for rows of `k` inputs and `n` outputs.

@@ -92,7 +92,8 @@ mod tests {
     use crate::ledger::Ledger;
     use crate::model::Names;
     use crate::model::config::{BlockSpec, Config};
-    use crate::model::feed_forward::{DenseSpec, FeedForwardSpec};
+    use crate::model::feed_forward::FeedForwardSpec;
+    use crate::model::feed_forward::dense::DenseSpec;
     use crate::model::mixer::MixerSpec;
     use crate::model::mixer::attention::AttentionSpec;
     use farthing_kernels::activation::Activation;
@@ -111,7 +112,8 @@ mod tests {
             rope: None,
             qkv_bias: false,
             output_bias: false,
-            qk_norm: false,
+            head_norm: None,
+            sinks: false,
             gated: false,
         };
         let feed_forward = DenseSpec { intermediate: 1, activation: Activation::Silu, bias: false };
@@ -127,6 +129,8 @@ mod tests {
             context: 1 << 20,
             tied: true,
             embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
             norm_offset: 0.0,
             epsilon: 1e-6,
             final_softcap: None,

@@ -121,7 +121,7 @@ impl Engine {
             rows: positions.len(),
             sequences: plan.rows.len(),
             prefill,
-            weight_bytes: self.model.pass_bytes(positions.len(), logit_rows.len()),
+            weight_bytes: self.model.pass_bytes(positions.len(), logit_rows.len()) + self.scratch.take_expert_bytes(),
             elapsed: begun.elapsed(),
             threads: self.pool.threads(),
         };

@@ -195,16 +195,78 @@ impl<'a> TensorView<'a> {
         if self.tensor.range.is_empty() { 0 } else { self.tensor.shape.iter().rev().skip(1).product() }
     }
 
-    /// Elements of a row: the innermost dimension.
-    pub fn columns(&self) -> usize {
+    /// Drops the tensor's pages from memory once it is packed; reading it again is correct but fetches them anew.
+    pub fn release(&self) {
+        self.file.release(self.tensor.range.clone());
+    }
+
+    pub(super) fn row_bytes(&self, i: usize) -> &'a [u8] {
+        assert!(i < self.rows(), "row {i} of {}, which has {}", self.name(), self.rows());
+        let bytes = self.nbytes() / self.rows();
+        let start = self.tensor.range.start + i * bytes;
+        &self.file[start..start + bytes]
+    }
+
+    fn unsupported(&self, expected: &'static str) -> FormatError {
+        FormatError::UnsupportedType { tensor: self.name().to_string(), got: self.kind().name(), expected }
+    }
+}
+
+/// Rows of weights, wherever a file has them.
+pub trait Rows: Sync {
+    /// Elements of a row.
+    fn columns(&self) -> usize;
+
+    /// The packed format that holds them exactly, in the fewest bytes; for quantised activations.
+    fn natural_format(&self) -> Result<Format, FormatError>;
+
+    /// The packed format that holds them exactly and also meets activations that are not quantised.
+    fn exact_format(&self) -> Result<Format, FormatError>;
+
+    /// For ternary rows with one scale each, the format that stores it once; else nothing.
+    fn ternary_rows(&self) -> Option<Format> {
+        None
+    }
+
+    /// Row `i` as f32. `out: (columns,)`
+    fn row(&self, i: usize, out: &mut [f32]) -> Result<(), FormatError>;
+
+    /// Codes, scales and offsets of row `i` in one of the formats above; only the fields that it has are set.
+    fn codes(&self, i: usize, format: Format, out: &mut RowCodes) -> Result<(), FormatError>;
+}
+
+impl Rows for TensorView<'_> {
+    fn columns(&self) -> usize {
         self.tensor.shape.last().copied().unwrap_or(1)
     }
 
-    /// Row `i` as f32, bit for bit what ggml's reference gives. `out: (columns,)`
+    fn natural_format(&self) -> Result<Format, FormatError> {
+        match (float(self.kind()), blocks(self.kind())) {
+            (Some(kind), _) => Ok(Format::Float(kind)),
+            (None, Some(blocks)) => Ok(blocks.format()),
+            (None, None) => Err(self.unsupported(SUPPORTED)),
+        }
+    }
+
+    fn exact_format(&self) -> Result<Format, FormatError> {
+        match blocks(self.kind()) {
+            Some(blocks) => Ok(blocks.exact_format()),
+            None => self.natural_format(),
+        }
+    }
+
+    /// Reads all scales.
+    fn ternary_rows(&self) -> Option<Format> {
+        let blocks = blocks(self.kind()).filter(|_| self.columns() <= 1 << 16)?;
+        let format = blocks.ternary_rows()?;
+        (0..self.rows()).all(|i| blocks.has_one_scale(self.row_bytes(i))).then_some(format)
+    }
+
+    /// Bit for bit what ggml's reference gives.
     ///
     /// # Panics
-    /// If `i` is not below [`rows`](Self::rows) or `out` has another length than [`columns`](Self::columns).
-    pub fn row(&self, i: usize, out: &mut [f32]) -> Result<(), FormatError> {
+    /// If `i` is not below [`rows`](TensorView::rows) or `out` has another length than [`columns`](TensorView::columns).
+    fn row(&self, i: usize, out: &mut [f32]) -> Result<(), FormatError> {
         assert_eq!(out.len(), self.columns(), "row of {}", self.name());
         match (float(self.kind()), blocks(self.kind())) {
             (Some(kind), _) => widen(kind, self.row_bytes(i), out),
@@ -214,55 +276,14 @@ impl<'a> TensorView<'a> {
         Ok(())
     }
 
-    /// The packed format that holds this tensor exactly, in the fewest bytes; for quantised activations.
-    pub fn natural_format(&self) -> Result<Format, FormatError> {
-        match (float(self.kind()), blocks(self.kind())) {
-            (Some(kind), _) => Ok(Format::Float(kind)),
-            (None, Some(blocks)) => Ok(blocks.format()),
-            (None, None) => Err(self.unsupported(SUPPORTED)),
-        }
-    }
-
-    /// The packed format that holds this tensor exactly and also meets activations that are not quantised.
-    pub fn exact_format(&self) -> Result<Format, FormatError> {
-        match blocks(self.kind()) {
-            Some(blocks) => Ok(blocks.exact_format()),
-            None => self.natural_format(),
-        }
-    }
-
-    /// For a ternary tensor with one scale in every row, the format that stores it once; else nothing. Reads all scales.
-    pub fn ternary_rows(&self) -> Option<Format> {
-        let blocks = blocks(self.kind()).filter(|_| self.columns() <= 1 << 16)?;
-        let format = blocks.ternary_rows()?;
-        (0..self.rows()).all(|i| blocks.has_one_scale(self.row_bytes(i))).then_some(format)
-    }
-
-    /// Codes, scales and offsets of row `i` in one of the three formats above; only the fields that it has are set. An
-    /// error when the tensor is not of an integer type.
+    /// An error when the tensor is not of an integer type.
     ///
     /// # Panics
-    /// If `i` is not below [`rows`](Self::rows).
-    pub fn codes(&self, i: usize, format: Format, out: &mut RowCodes) -> Result<(), FormatError> {
+    /// If `i` is not below [`rows`](TensorView::rows).
+    fn codes(&self, i: usize, format: Format, out: &mut RowCodes) -> Result<(), FormatError> {
         let blocks = blocks(self.kind()).ok_or_else(|| self.unsupported("an integer type"))?;
         blocks.codes(self.row_bytes(i), format, out);
         Ok(())
-    }
-
-    /// Drops the tensor's pages from memory once it is packed; reading it again is correct but fetches them anew.
-    pub fn release(&self) {
-        self.file.release(self.tensor.range.clone());
-    }
-
-    fn row_bytes(&self, i: usize) -> &'a [u8] {
-        assert!(i < self.rows(), "row {i} of {}, which has {}", self.name(), self.rows());
-        let bytes = self.nbytes() / self.rows();
-        let start = self.tensor.range.start + i * bytes;
-        &self.file[start..start + bytes]
-    }
-
-    fn unsupported(&self, expected: &'static str) -> FormatError {
-        FormatError::UnsupportedType { tensor: self.name().to_string(), got: self.kind().name(), expected }
     }
 }
 

@@ -10,15 +10,17 @@ mod index;
 mod json;
 pub mod kind;
 mod mapped;
+mod mxfp4;
 mod safetensors;
 pub mod template;
 pub mod text;
 pub mod tokenizer;
 pub mod value;
 
-pub use checkpoint::{Checkpoint, HuggingFace, Metadata, TensorView};
+pub use checkpoint::{Checkpoint, HuggingFace, Metadata, Rows, TensorView};
 pub use error::{FormatError, GgufError, IndexError, SafetensorsError};
 pub use kind::TensorKind;
+pub use mxfp4::Mxfp4Rows;
 pub use template::{ChatTemplate, TemplateError, TemplateOptions};
 pub use tokenizer::{Tokenizer, TokenizerError, Vocabulary};
 pub use value::{Table, Value};

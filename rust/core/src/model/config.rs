@@ -3,14 +3,19 @@
 //! A family (`llama.rs`, `qwen.rs`, `gemma.rs`) turns the values of its configuration into a [`Config`]; from there on
 //! nobody asks for the family again.
 
-use super::feed_forward::{DenseSpec, FeedForwardSpec};
+use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::dense::DenseSpec;
+use super::feed_forward::sources::Joined;
+use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::AttentionSpec;
 use super::names::Names;
 use super::rope::RopeSpec;
 use crate::error::Error;
 use crate::load::FormatError;
+use crate::moe::RouterSpec;
 use farthing_kernels::activation::Activation;
+use farthing_kernels::experts::ExpertActivation;
 use serde_json::{Map, Value};
 
 /// A whole model: what is common to its blocks, and the blocks.
@@ -28,6 +33,10 @@ pub struct Config {
     pub tied: bool,
     /// Factor on embedding rows.
     pub embedding_scale: f32,
+    /// Factor on what each half of a block adds to the stream (Granite).
+    pub residual_scale: f32,
+    /// Factor on logits.
+    pub logit_scale: f32,
     /// Added to every norm weight (families that store `w - 1`).
     pub norm_offset: f32,
     /// Epsilon of every RMS norm.
@@ -72,17 +81,27 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "llama" | "mistral" | "smollm3" => super::llama::describe(&reader, &family)?,
         "qwen2" | "qwen3" => super::qwen::describe(&reader, &family)?,
         "gemma3_text" => super::gemma::describe(&reader)?,
+        "mixtral" => super::mixtral::describe(&reader)?,
+        "qwen2_moe" | "qwen3_moe" => super::qwen_moe::describe(&reader, &family)?,
+        "olmoe" => super::olmoe::describe(&reader)?,
+        "granite" | "granitemoe" => super::granite::describe(&reader, &family)?,
+        "gpt_oss" => super::gpt_oss::describe(&reader)?,
+        "deepseek_v3" | "mistral4" => super::deepseek::describe(&reader, &family)?,
         "lfm2" => super::lfm2::describe(&reader)?,
         "qwen3_next" | "qwen3_5" | "qwen3_5_text" => super::qwen_hybrid::describe(&reader, &family)?,
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
-                "the families llama, mistral, smollm3, qwen2, qwen3, qwen3_next, qwen3_5, gemma3_text and lfm2 load",
+                "the families llama, mistral, smollm3, qwen2, qwen3, qwen3_next, qwen3_5, gemma3_text, lfm2, granite, mixtral, qwen2_moe, qwen3_moe, \
+                 olmoe, granitemoe, gpt_oss, deepseek_v3 and mistral4 load",
             ));
         }
     };
     if let Some(quantization) = config.get("quantization_config").filter(|value| !value.is_null()) {
         let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unnamed");
+        if family == "gpt_oss" && method == "mxfp4" {
+            return Ok(described);
+        }
         return Err(Error::unsupported(
             format!("quantization_config of method {method:?}"),
             "load the unquantised checkpoint or a GGUF file of it",
@@ -125,16 +144,26 @@ impl<'a> Reader<'a> {
         if value == 0 || value > most { Err(self.wrong(key, value, &expected)) } else { Ok(value) }
     }
 
-    /// A count that may be 0; absent, the default, or an error when there is none.
-    pub(super) fn number(&self, key: &str, default: Option<usize>) -> Result<usize, FormatError> {
-        let expected = "an integer from 0 on";
-        match self.value(key) {
-            None => default.ok_or_else(|| self.missing(key, expected)),
-            Some(value) => value
-                .as_u64()
-                .and_then(|value| usize::try_from(value).ok())
-                .ok_or_else(|| self.wrong(key, value, expected)),
+    /// A count in `0..=most`; absent, the default.
+    pub(super) fn count_or_zero(&self, key: &str, default: usize, most: usize) -> Result<usize, FormatError> {
+        if self.value(key).and_then(Value::as_u64) == Some(0) {
+            Ok(0)
+        } else {
+            self.count(key, Some(default.max(1)), most)
         }
+    }
+
+    /// An even count.
+    pub(super) fn even(&self, key: &str, default: usize, most: usize) -> Result<usize, FormatError> {
+        let count = self.count(key, Some(default), most)?;
+        if count % 2 == 0 { Ok(count) } else { Err(self.wrong(key, count, "an even number")) }
+    }
+
+    /// Number of experts, under any of its names.
+    pub(super) fn experts(&self, default: usize) -> Result<usize, FormatError> {
+        let names = ["num_experts", "num_local_experts", "n_routed_experts"];
+        let key = names.into_iter().find(|key| self.value(key).is_some()).unwrap_or(names[0]);
+        self.count(key, Some(default), 1 << 16)
     }
 
     /// A count that may be absent.
@@ -283,7 +312,8 @@ impl Shape {
             rope: Some(0),
             qkv_bias: false,
             output_bias: false,
-            qk_norm: false,
+            head_norm: None,
+            sinks: false,
             gated: false,
         }
     }
@@ -291,6 +321,20 @@ impl Shape {
     /// The plain gated network of this shape: no biases.
     pub(super) fn dense(&self, activation: Activation) -> DenseSpec {
         DenseSpec { intermediate: self.intermediate, activation, bias: false }
+    }
+
+    /// Experts of width `intermediate` behind `router`, without biases or a shared one.
+    pub(super) fn sparse(router: RouterSpec, intermediate: usize, activation: Activation) -> SparseSpec {
+        SparseSpec {
+            router,
+            logit_bias: false,
+            selection_bias: false,
+            intermediate,
+            activation: ExpertActivation::Gated(activation),
+            bias: false,
+            joined: Joined::Concatenated,
+            shared: None,
+        }
     }
 
     /// A model of this shape with the given blocks and rotary embeddings, norms and embeddings unscaled.
@@ -302,6 +346,8 @@ impl Shape {
             context: self.context,
             tied,
             embedding_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
             norm_offset: 0.0,
             epsilon: self.epsilon,
             final_softcap: None,

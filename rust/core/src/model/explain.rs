@@ -1,6 +1,8 @@
 //! What each matrix is packed as, which kernel multiplies it, and what it weighs.
 
+use super::feed_forward::sparse::Sparse;
 use super::{Model, Role};
+use farthing_kernels::experts::Expert;
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::isa::Isa;
 
@@ -11,6 +13,10 @@ pub struct MatrixReport {
     pub layer: Option<usize>,
     /// What the matrix does.
     pub role: Role,
+    /// Matrices of this kind: 1, or the number of experts.
+    pub count: usize,
+    /// Of which one row uses so many.
+    pub used: usize,
     /// Outputs.
     pub rows: usize,
     /// Inputs.
@@ -21,7 +27,7 @@ pub struct MatrixReport {
     pub activations: &'static str,
     /// Instruction set of the kernel that multiplies it.
     pub kernel: &'static str,
-    /// Resident bytes.
+    /// Resident bytes of all of them.
     pub bytes: usize,
 }
 
@@ -31,17 +37,45 @@ impl Model {
         let embedding = if self.head.is_some() { Role::Embedding } else { Role::Head };
         let mut reports = vec![report(None, embedding, &self.embedding)];
         for (layer, block) in self.blocks.iter().enumerate() {
-            reports.extend(block.linears().map(|(role, linear)| report(Some(layer), role, &linear.matrix)));
+            reports.extend(block.matrices().map(|(role, matrix)| report(Some(layer), role, matrix)));
+            if let Some(mixture) = block.feed_forward.sparse() {
+                reports.push(report(Some(layer), Role::Router, mixture.router().weight()));
+                reports.extend(experts(layer, mixture));
+            }
         }
         reports.extend(self.head.as_ref().map(|head| report(None, Role::Head, head)));
         reports
     }
 }
 
+/// One of an expert's matrices.
+type Part = fn(&Expert) -> Option<&PackedMatrix>;
+
+/// One report for each kind of matrix of the experts, then the shared one's.
+fn experts(layer: usize, mixture: &Sparse) -> impl Iterator<Item = MatrixReport> {
+    let (all, routed) = (mixture.experts().experts(), mixture.spec().router.experts);
+    let kind = move |role, of: Part, experts: &[Expert], used| {
+        let bytes = experts.iter().filter_map(of).map(PackedMatrix::nbytes).sum();
+        let first = report(Some(layer), role, of(experts.first()?)?);
+        Some(MatrixReport { count: experts.len(), used, bytes, ..first })
+    };
+    let top_k = mixture.spec().router.top_k;
+    let parts: [(Part, [Role; 2]); 3] = [
+        (|expert| expert.gate.as_ref(), [Role::ExpertGate, Role::SharedGate]),
+        (|expert| Some(&expert.up), [Role::ExpertUp, Role::SharedUp]),
+        (|expert| Some(&expert.down), [Role::ExpertDown, Role::SharedDown]),
+    ];
+    let of_routed = parts.into_iter().filter_map(move |(of, roles)| kind(roles[0], of, &all[..routed], top_k));
+    let of_shared = parts.into_iter().filter_map(move |(of, roles)| kind(roles[1], of, &all[routed..], 1));
+    of_routed.chain(of_shared)
+}
+
 fn report(layer: Option<usize>, role: Role, matrix: &PackedMatrix) -> MatrixReport {
     MatrixReport {
         layer,
         role,
+        count: 1,
+        used: 1,
         rows: matrix.rows(),
         columns: matrix.columns(),
         format: matrix.format().to_string(),

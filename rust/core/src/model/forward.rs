@@ -44,6 +44,8 @@ pub(super) struct Pass<'a> {
     pub(super) segments: &'a [Segment],
     pub(super) ropes: &'a [RopeTable],
     pub(super) epsilon: f32,
+    /// Factor on what blocks add to the stream.
+    pub(super) residual: f32,
 }
 
 /// The rows on their way through the blocks.
@@ -80,6 +82,11 @@ impl Scratch {
     pub fn logits(&mut self) -> &mut [f32] {
         &mut self.logits
     }
+
+    /// Bytes of experts that were read since the last call.
+    pub fn take_expert_bytes(&mut self) -> u64 {
+        self.feed_forward.take_expert_bytes()
+    }
 }
 
 /// The buffer, `length` floats long; what they are is left to the caller.
@@ -104,7 +111,14 @@ impl Model {
         self.enter(batch.rows, sized(&mut stream.rows, t * hidden))?;
         let segment = |(span, &slot): (&Span<'_>, _)| Segment { first_row: span.first_row, rows: span.rows, slot };
         let segments: Vec<Segment> = batch.spans.iter().zip(batch.slots).map(segment).collect();
-        let pass = Pass { pool, batch, segments: &segments, ropes: &self.ropes, epsilon: self.config.epsilon };
+        let pass = Pass {
+            pool,
+            batch,
+            segments: &segments,
+            ropes: &self.ropes,
+            epsilon: self.config.epsilon,
+            residual: self.config.residual_scale,
+        };
         for (layer, block) in self.blocks.iter().enumerate() {
             pass.norm(&block.mixer_norm, stream);
             block.mixer.forward(&pass, layer, cache, stream, mixer, block.after_mixer.as_deref());
@@ -121,6 +135,11 @@ impl Model {
         input.prepare(pool, normed, rows, hidden, &[head]);
         let out = sized(logits, rows * self.config.vocab);
         matmul(pool, normed, rows, input, &mut [Job { matrix: head, bias: None, add: false, out }]);
+        if self.config.logit_scale != 1.0 {
+            for logit in &mut *logits {
+                *logit *= self.config.logit_scale;
+            }
+        }
         if let Some(cap) = self.config.final_softcap {
             for logit in logits {
                 *logit = cap * farthing_kernels::math::tanh(*logit / cap);
@@ -155,7 +174,7 @@ impl Model {
         Ok(())
     }
 
-    /// Bytes of weights that a pass over `rows` rows with `logits` wanted rows reads.
+    /// Bytes of weights, experts left out, that a pass over `rows` rows with `logits` wanted rows reads.
     pub fn pass_bytes(&self, rows: usize, logits: usize) -> u64 {
         let row = (self.embedding.nbytes() / self.config.vocab) as u64;
         self.block_bytes() + rows as u64 * row + if logits > 0 { self.head_bytes() } else { 0 }
@@ -190,15 +209,39 @@ impl Pass<'_> {
         input.prepare(self.pool, normed, self.rows(), matrices[0].columns(), &matrices);
     }
 
-    /// `stream.rows += norm(x · Wᵀ + bias)`, the norm only if given. `x: (t, k)`.
+    /// `stream.rows += residual · norm(x · Wᵀ + bias)`, the norm only if given. `x: (t, k)`.
     pub(super) fn add(&self, x: &[f32], linear: &Linear, after: Option<&[f32]>, stream: &mut Stream) {
         let (t, pool, Stream { rows, normed, input, product }) = (self.rows(), self.pool, stream);
         input.prepare(pool, x, t, linear.matrix.columns(), &[&linear.matrix]);
-        let Some(after) = after else {
+        if after.is_none() && self.residual == 1.0 {
             return matmul(pool, x, t, input, &mut [linear.job(rows, true)]);
-        };
+        }
         let product = sized(product, rows.len());
         matmul(pool, x, t, input, &mut [linear.job(product, false)]);
+        if let Some(after) = after {
+            self.normalise(product, after, normed);
+        } else {
+            normed.copy_from_slice(product);
+        }
+        if self.residual != 1.0 {
+            for value in &mut *normed {
+                *value *= self.residual;
+            }
+        }
+        add(rows, normed);
+    }
+
+    /// `stream.rows += norm(f(stream.normed))`, the norm only if given; `f(x, out, add)` writes or adds `(t, hidden)`.
+    pub(super) fn add_with(
+        &self,
+        after: Option<&[f32]>,
+        stream: &mut Stream,
+        f: impl FnOnce(&[f32], &mut [f32], bool),
+    ) {
+        let Stream { rows, normed, product, .. } = stream;
+        let Some(after) = after else { return f(normed, rows, true) };
+        let product = sized(product, rows.len());
+        f(normed, product, false);
         self.normalise(product, after, normed);
         add(rows, normed);
     }

@@ -2,7 +2,7 @@
 //! embeddings, scaled embeddings, norm weights stored as `w - 1`.
 
 use super::config::{BlockSpec, Config, Reader};
-use super::mixer::attention::AttentionSpec;
+use super::mixer::attention::{AttentionSpec, HeadNorm};
 use super::names::{Names, Norm, Part};
 use super::rope;
 use crate::error::Error;
@@ -18,7 +18,7 @@ pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {
     shape.head_dim = reader.count("head_dim", Some(256), 1 << 12)?;
     let mut attention = shape.attention();
     let feed_forward = shape.dense(reader.activation("hidden_activation", "gelu_pytorch_tanh")?);
-    attention.qk_norm = true;
+    attention.head_norm = Some(HeadNorm::Each);
     attention.qkv_bias = reader.flag("attention_bias", false)?;
     attention.output_bias = attention.qkv_bias;
     attention.scale = 1.0 / (reader.positive("query_pre_attn_scalar", Some(256.0))? as f32).sqrt();

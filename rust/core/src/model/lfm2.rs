@@ -3,6 +3,7 @@
 use super::config::{BlockSpec, Config, Reader};
 use super::feed_forward::FeedForwardSpec;
 use super::mixer::MixerSpec;
+use super::mixer::attention::HeadNorm;
 use super::mixer::short_convolution::ShortConvolutionSpec;
 use super::names::{Names, Norm, Part, Role};
 use super::rope;
@@ -35,7 +36,7 @@ pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {
     shape.context = reader.count("max_position_embeddings", Some(128_000), 1 << 28)?;
     shape.epsilon = reader.positive("norm_eps", Some(1e-5))? as f32;
     let mut attention = shape.attention();
-    attention.qk_norm = true;
+    attention.head_norm = Some(HeadNorm::Each);
     let convolution = ShortConvolutionSpec {
         channels: shape.hidden,
         taps: reader.count("conv_L_cache", Some(3), 64)?,

@@ -7,15 +7,21 @@ pub mod plan;
 pub mod precision;
 pub mod rope;
 
+mod deepseek;
 mod explain;
 mod forward;
 mod gemma;
 mod gguf_config;
+mod gpt_oss;
+mod granite;
 mod lfm2;
 mod llama;
+mod mixtral;
 mod names;
+mod olmoe;
 mod qwen;
 mod qwen_hybrid;
+mod qwen_moe;
 mod weights;
 
 pub use explain::MatrixReport;
@@ -24,13 +30,17 @@ pub use names::{Names, Role};
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
-use crate::load::{Checkpoint, FormatError, Metadata};
+use crate::load::{Checkpoint, FormatError, Metadata, Rows};
 use config::Config;
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::rope::RopeTable;
+use feed_forward::sparse::Sparse;
 use names::Convention;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
+
+/// Families whose GGUF files have the two halves of rotated pairs side by side.
+const INTERLEAVED: [&str; 6] = ["llama", "mistral", "smollm3", "mixtral", "granite", "granitemoe"];
 
 /// A loaded model: everything the forward pass reads, nothing it writes.
 #[derive(Debug)]
@@ -73,8 +83,7 @@ impl Model {
     ) -> Result<Model, Error> {
         let config = describe(checkpoint)?;
         let convention = Convention::of(checkpoint);
-        let interleaved =
-            convention == Convention::Gguf && matches!(config.family.as_str(), "llama" | "mistral" | "smollm3");
+        let interleaved = convention == Convention::Gguf && INTERLEAVED.contains(&config.family.as_str());
         let done = AtomicU64::new(0);
         let loader = Loader {
             checkpoint,
@@ -104,9 +113,20 @@ impl Model {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Bytes of all matrices of the blocks: what every pass reads.
+    /// Bytes of the blocks' matrices that every pass reads: all but those of experts.
     pub fn block_bytes(&self) -> u64 {
-        self.blocks.iter().flat_map(Block::linears).map(|(_, linear)| linear.matrix.nbytes() as u64).sum()
+        let matrices = self.blocks.iter().flat_map(Block::matrices).map(|(_, matrix)| matrix.nbytes() as u64);
+        let routers = self.mixtures().map(|mixture| mixture.router().nbytes() as u64);
+        matrices.chain(routers).sum()
+    }
+
+    fn mixtures(&self) -> impl Iterator<Item = &Sparse> {
+        self.blocks.iter().filter_map(|block| block.feed_forward.sparse())
+    }
+
+    /// Bytes of all experts.
+    pub fn expert_bytes(&self) -> u64 {
+        self.mixtures().map(|mixture| mixture.experts().nbytes() as u64).sum()
     }
 
     /// Bytes of the head: what a pass reads that computes logits.
@@ -116,6 +136,7 @@ impl Model {
 
     /// Resident bytes of all matrices.
     pub fn resident_bytes(&self) -> u64 {
-        self.block_bytes() + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
+        let blocks = self.block_bytes() + self.expert_bytes();
+        blocks + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
     }
 }

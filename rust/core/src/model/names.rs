@@ -18,6 +18,14 @@ pub enum Role {
     Key,
     /// Values.
     Value,
+    /// Into the latent of queries.
+    LatentQuery,
+    /// Into the latent of keys and values, and the rotated key.
+    LatentKey,
+    /// From the latent to a head's keys.
+    KeyUp,
+    /// From the latent to a head's values.
+    ValueUp,
     /// Concatenated heads back to the stream.
     AttentionOutput,
     /// Gates of the heads before they go back.
@@ -42,6 +50,22 @@ pub enum Role {
     Up,
     /// Back to the stream.
     Down,
+    /// Scores the experts of a mixture.
+    Router,
+    /// The gate of an expert.
+    ExpertGate,
+    /// Its other half.
+    ExpertUp,
+    /// Back to the stream.
+    ExpertDown,
+    /// Weighs the expert that every row meets.
+    SharedRouter,
+    /// Its gate.
+    SharedGate,
+    /// Its other half.
+    SharedUp,
+    /// Back to the stream.
+    SharedDown,
 }
 
 /// Where an RMS norm stands.
@@ -55,6 +79,10 @@ pub(crate) enum Norm {
     FeedForward,
     /// Behind it (sandwich).
     AfterFeedForward,
+    /// Over the latent of the queries.
+    LatentQuery,
+    /// Over the latent of keys and values.
+    LatentKey,
     /// Over each head of the queries.
     Query,
     /// Over each head of the keys.
@@ -63,13 +91,27 @@ pub(crate) enum Norm {
     Final,
 }
 
-/// A tensor of a model, without the ending `.weight` or `.bias`.
+/// A tensor of a model, without the ending `.weight` or `.bias` unless said otherwise. `{}` stands for an expert's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// A matrix.
     Matrix(Role),
     /// The weights of a norm.
     Norm(Norm),
+    /// From the latent of the queries to the queries.
+    QueryUp,
+    /// From the latent of keys and values to those of all heads.
+    KeyValueUp,
+    /// Gates and ups of all experts in one tensor.
+    GateUp,
+    /// Downs of all experts in one tensor.
+    Downs,
+    /// Logits of attention without a value; the whole name.
+    Sinks,
+    /// What is added to a router's logits; the whole name.
+    RouterBias,
+    /// What is added to its scores for the choice; the whole name.
+    SelectionBias,
     /// The filters of a convolution.
     Convolution,
     /// The filters before a delta rule.
@@ -139,6 +181,10 @@ impl Role {
             Role::Query => "query",
             Role::Key => "key",
             Role::Value => "value",
+            Role::LatentQuery => "latent_query",
+            Role::LatentKey => "latent_key",
+            Role::KeyUp => "key_up",
+            Role::ValueUp => "value_up",
             Role::AttentionOutput => "attention_output",
             Role::AttentionGate => "attention_gate",
             Role::DeltaInput => "delta_input",
@@ -151,6 +197,14 @@ impl Role {
             Role::Gate => "gate",
             Role::Up => "up",
             Role::Down => "down",
+            Role::Router => "router",
+            Role::ExpertGate => "expert_gate",
+            Role::ExpertUp => "expert_up",
+            Role::ExpertDown => "expert_down",
+            Role::SharedRouter => "shared_router",
+            Role::SharedGate => "shared_gate",
+            Role::SharedUp => "shared_up",
+            Role::SharedDown => "shared_down",
         }
     }
 }
@@ -184,6 +238,9 @@ fn hugging_face(part: Part) -> &'static str {
             Role::Query | Role::AttentionGate => "self_attn.q_proj",
             Role::Key => "self_attn.k_proj",
             Role::Value => "self_attn.v_proj",
+            Role::LatentQuery => "self_attn.q_a_proj",
+            Role::LatentKey => "self_attn.kv_a_proj_with_mqa",
+            Role::KeyUp | Role::ValueUp => "self_attn.kv_b_proj",
             Role::AttentionOutput => "self_attn.o_proj",
             Role::DeltaInput => "linear_attn.in_proj_qkv",
             Role::DeltaGate => "linear_attn.in_proj_z",
@@ -195,15 +252,32 @@ fn hugging_face(part: Part) -> &'static str {
             Role::Gate => "mlp.gate_proj",
             Role::Up => "mlp.up_proj",
             Role::Down => "mlp.down_proj",
+            Role::Router => "mlp.gate",
+            Role::ExpertGate => "mlp.experts.{}.gate_proj",
+            Role::ExpertUp => "mlp.experts.{}.up_proj",
+            Role::ExpertDown => "mlp.experts.{}.down_proj",
+            Role::SharedRouter => "mlp.shared_expert_gate",
+            Role::SharedGate => "mlp.shared_experts.gate_proj",
+            Role::SharedUp => "mlp.shared_experts.up_proj",
+            Role::SharedDown => "mlp.shared_experts.down_proj",
         },
         Part::Norm(norm) => match norm {
             Norm::Mixer => "input_layernorm",
             Norm::AfterMixer | Norm::FeedForward => "post_attention_layernorm",
             Norm::AfterFeedForward => "post_feedforward_layernorm",
+            Norm::LatentQuery => "self_attn.q_a_layernorm",
+            Norm::LatentKey => "self_attn.kv_a_layernorm",
             Norm::Query => "self_attn.q_norm",
             Norm::Key => "self_attn.k_norm",
             Norm::Final => "model.norm",
         },
+        Part::QueryUp => "self_attn.q_b_proj",
+        Part::KeyValueUp => "self_attn.kv_b_proj",
+        Part::GateUp => "mlp.experts.gate_up_proj",
+        Part::Downs => "mlp.experts.down_proj",
+        Part::Sinks => "self_attn.sinks",
+        Part::RouterBias => "mlp.router.bias",
+        Part::SelectionBias => "mlp.gate.e_score_correction_bias",
         Part::Convolution => "conv.conv",
         Part::DeltaConvolution => "linear_attn.conv1d",
         Part::DeltaNorm => "linear_attn.norm",
@@ -221,6 +295,10 @@ fn gguf(part: Part) -> &'static str {
             Role::Query | Role::AttentionGate => "attn_q",
             Role::Key => "attn_k",
             Role::Value => "attn_v",
+            Role::LatentQuery => "attn_q_a",
+            Role::LatentKey => "attn_kv_a_mqa",
+            Role::KeyUp => "attn_k_b",
+            Role::ValueUp => "attn_v_b",
             Role::AttentionOutput => "attn_output",
             Role::DeltaInput => "attn_qkv",
             Role::DeltaGate => "attn_gate",
@@ -232,16 +310,33 @@ fn gguf(part: Part) -> &'static str {
             Role::Gate => "ffn_gate",
             Role::Up => "ffn_up",
             Role::Down => "ffn_down",
+            Role::Router => "ffn_gate_inp",
+            Role::ExpertGate => "ffn_gate_exps",
+            Role::ExpertUp => "ffn_up_exps",
+            Role::ExpertDown => "ffn_down_exps",
+            Role::SharedRouter => "ffn_gate_inp_shexp",
+            Role::SharedGate => "ffn_gate_shexp",
+            Role::SharedUp => "ffn_up_shexp",
+            Role::SharedDown => "ffn_down_shexp",
         },
         Part::Norm(norm) => match norm {
             Norm::Mixer => "attn_norm",
             Norm::AfterMixer => "post_attention_norm",
             Norm::FeedForward => "ffn_norm",
             Norm::AfterFeedForward => "post_ffw_norm",
+            Norm::LatentQuery => "attn_q_a_norm",
+            Norm::LatentKey => "attn_kv_a_norm",
             Norm::Query => "attn_q_norm",
             Norm::Key => "attn_k_norm",
             Norm::Final => "output_norm",
         },
+        Part::QueryUp => "attn_q_b",
+        Part::KeyValueUp => "attn_kv_b",
+        Part::GateUp => "ffn_gate_up_exps",
+        Part::Downs => "ffn_down_exps",
+        Part::Sinks => "attn_sinks.weight",
+        Part::RouterBias => "ffn_gate_inp.bias",
+        Part::SelectionBias => "exp_probs_b.bias",
         Part::Convolution => "shortconv.conv",
         Part::DeltaConvolution => "ssm_conv1d",
         Part::DeltaNorm => "ssm_norm",

@@ -1,9 +1,12 @@
 //! What a model will need, from its headers alone: the same formats and precisions that loading would choose.
 
 use super::config::Config;
+use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::sources::{Search, Source};
+use super::feed_forward::sparse::{Kind, SparseSpec};
 use super::names::{Convention, Role};
 use super::precision::precision;
-use super::weights::{MatrixSpec, packed_format};
+use super::weights::{MatrixSpec, packed_format, router_format};
 use super::{MatrixReport, describe};
 use crate::engine::cache::Cache;
 use crate::engine::{Activations, Kv, Weights};
@@ -31,11 +34,11 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
     let config = describe(checkpoint)?;
     let convention = Convention::of(checkpoint);
     let report = |layer: Option<usize>, spec: MatrixSpec| {
-        let stored_rows = spec.stored_rows();
-        let MatrixSpec { role, rows, columns, stored, .. } = spec;
+        let (shape, MatrixSpec { role, rows, columns, stored, .. }) = (spec.stored_shape(), spec);
         let name = config.names.tensor(convention, stored, layer.unwrap_or(0)) + ".weight";
-        let tensor = checkpoint.require(&name, &[stored_rows, columns])?;
-        let format = packed_format(weights, activations, &tensor)?;
+        let tensor = checkpoint.require(&name, &shape)?;
+        let format =
+            if role == Role::Router { router_format(&tensor)? } else { packed_format(weights, activations, &tensor)? };
         let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {
             let reason = format!("{rows} rows of {columns} are more bytes than can be addressed");
             FormatError::Pack { tensor: name, reason }
@@ -45,6 +48,8 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
         Ok::<_, Error>(MatrixReport {
             layer,
             role,
+            count: 1,
+            used: 1,
             rows,
             columns,
             format: format.to_string(),
@@ -58,11 +63,50 @@ pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations,
         for spec in block.matrices(config.hidden) {
             matrices.push(report(Some(layer), spec)?);
         }
+        if let FeedForwardSpec::Sparse(spec) = &block.feed_forward {
+            matrices.extend(experts(checkpoint, &config, convention, layer, spec, weights, activations)?);
+        }
     }
     if let Some(head) = config.head() {
         matrices.push(report(None, head)?);
     }
     Ok(Plan { config, matrices, file_bytes: checkpoint.file_bytes(), kv, weights })
+}
+
+/// One report for each kind of matrix of the experts in block `layer`.
+fn experts(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    convention: Convention,
+    layer: usize,
+    spec: &SparseSpec,
+    weights: Weights,
+    wish: Activations,
+) -> Result<Vec<MatrixReport>, Error> {
+    let (experts, joined) = (spec.router.experts, spec.joined);
+    let search = Search { checkpoint, convention, names: &config.names, layer, experts, joined };
+    let sources = spec.sources(search, config.hidden)?;
+    let report = |(kind, source): (Kind, &Source<'_>)| {
+        let format = source.format(|rows| packed_format(weights, wish, rows))?;
+        let Kind { role, rows, columns, count, used } = kind;
+        let each = format.packed_bytes(rows, columns).and_then(|bytes| bytes.checked_mul(count)).ok_or_else(|| {
+            let reason = format!("{count} times {rows} rows of {columns} are more bytes than can be addressed");
+            FormatError::Pack { tensor: format!("{} of block {layer}", role.name()), reason }
+        })?;
+        Ok(MatrixReport {
+            layer: Some(layer),
+            role,
+            count,
+            used,
+            rows,
+            columns,
+            format: format.to_string(),
+            activations: precision(role, format, wish).name(),
+            kernel: Isa::active().name(),
+            bytes: each,
+        })
+    };
+    spec.kinds(config.hidden).into_iter().zip(&sources).map(report).collect()
 }
 
 impl Plan {
@@ -78,7 +122,7 @@ impl Plan {
 
     /// Bytes of weights that one decoded token reads when it is alone in its pass.
     pub fn bytes_per_token(&self) -> u64 {
-        self.multiplied().map(|matrix| matrix.bytes as u64).sum()
+        self.multiplied().map(|matrix| (matrix.bytes / matrix.count * matrix.used) as u64).sum()
     }
 
     /// Bytes of keys and values that one token of context takes, in all layers.
@@ -94,6 +138,6 @@ impl Plan {
     /// Multiplications and additions of the blocks' matrices for one prompt token (the head sees the last one only).
     pub fn operations_per_token(&self) -> u64 {
         let in_blocks = self.matrices.iter().filter(|matrix| matrix.layer.is_some());
-        in_blocks.map(|matrix| 2 * matrix.rows as u64 * matrix.columns as u64).sum()
+        in_blocks.map(|matrix| 2 * (matrix.used * matrix.rows) as u64 * matrix.columns as u64).sum()
     }
 }

@@ -1,7 +1,7 @@
 //! Qwen2 (biases on queries, keys and values) and dense Qwen3 (norms over each head of queries and keys).
 
 use super::config::{BlockSpec, Config, Reader};
-use super::mixer::attention::AttentionSpec;
+use super::mixer::attention::{AttentionSpec, HeadNorm};
 use super::rope;
 use crate::error::Error;
 
@@ -14,7 +14,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     let mut attention = shape.attention();
     let feed_forward = shape.dense(reader.activation("hidden_act", "silu")?);
     if family == "qwen3" {
-        attention.qk_norm = true;
+        attention.head_norm = Some(HeadNorm::Each);
         attention.qkv_bias = reader.flag("attention_bias", false)?;
         attention.output_bias = attention.qkv_bias;
     } else {

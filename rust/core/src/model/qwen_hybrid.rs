@@ -4,6 +4,7 @@
 use super::config::{BlockSpec, Config, Reader};
 use super::feed_forward::FeedForwardSpec;
 use super::mixer::MixerSpec;
+use super::mixer::attention::HeadNorm;
 use super::mixer::gated_delta::GatedDeltaSpec;
 use super::names::{Names, Norm, Part, Role};
 use super::rope;
@@ -34,7 +35,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
         return Err(Error::unsupported("a hidden_act other than silu in gated delta layers", "silu works"));
     }
     let mut attention = shape.attention();
-    attention.qk_norm = true;
+    attention.head_norm = Some(HeadNorm::Each);
     attention.gated = true;
     attention.qkv_bias = reader.flag("attention_bias", false)?;
     attention.output_bias = attention.qkv_bias;
@@ -58,7 +59,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     }
     let blocks = attends.iter().map(block).collect();
     let tied = outer.flag("tie_word_embeddings", reader.flag("tie_word_embeddings", false)?)?;
-    let rope = rope::read_partial(reader, "", shape.head_dim, shape.context, 10_000.0, 0.25)?;
+    let rope = rope::read_partial(reader, shape.head_dim, 0.25, shape.context, 10_000.0)?;
     let mut config = shape.config(family, tied, vec![rope], blocks);
     config.norm_offset = 1.0;
     config.names = if delta.packed { PACKED } else { NAMES };
@@ -84,7 +85,7 @@ fn delta(reader: &Reader<'_>, packed: bool) -> Result<GatedDeltaSpec, Error> {
 
 /// Qwen3-Next has experts in every `decoder_sparse_step`-th layer, unless it lists the layer as an exception or has none.
 fn refuse_experts(reader: &Reader<'_>, layers: usize) -> Result<(), Error> {
-    if reader.number("num_experts", Some(512))? == 0 {
+    if reader.count_or_zero("num_experts", 512, 1 << 16)? == 0 {
         return Ok(());
     }
     let step = reader.count("decoder_sparse_step", Some(1), 1 << 12)?;

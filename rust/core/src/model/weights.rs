@@ -2,12 +2,14 @@
 
 use super::config::{BlockSpec, Config};
 use super::feed_forward::FeedForward;
+use super::feed_forward::sources::Search;
+use super::feed_forward::sparse::SparseSpec;
 use super::mixer::Mixer;
 use super::names::{Convention, Norm, Part, Role};
 use super::precision::precision;
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
-use crate::load::{Checkpoint, FormatError, TensorView};
+use crate::load::{Checkpoint, FormatError, Rows, TensorView};
 use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackError, PackedMatrix};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,8 +62,12 @@ pub(super) struct MatrixSpec {
     bias: bool,
     /// Heads whose rotated halves some files interleave.
     rotated: Option<usize>,
-    /// Rows of the tensor, and those among them that are ours, when it holds other matrices too.
-    part: Option<(usize, Vec<Section>)>,
+    /// `(width, tail)`: of every `width` rows the last `tail` are pairs side by side.
+    tail: Option<(usize, usize)>,
+    /// Shape of the tensor of which this matrix is a part.
+    pub(super) whole: Option<[usize; 2]>,
+    /// The rows of that tensor which are ours, one after the other; all of them when there are none.
+    sections: Vec<Section>,
 }
 
 /// Rows that a tensor holds in runs of `width`, the first of them `offset`, their beginnings `period` apart.
@@ -76,22 +82,47 @@ pub(super) struct Section {
 impl MatrixSpec {
     /// The matrix `(rows, columns)` that is stored under its role's own name.
     pub(super) fn new(role: Role, rows: usize, columns: usize) -> MatrixSpec {
-        MatrixSpec { role, rows, columns, stored: Part::Matrix(role), bias: false, rotated: None, part: None }
+        MatrixSpec {
+            role,
+            rows,
+            columns,
+            stored: Part::Matrix(role),
+            bias: false,
+            rotated: None,
+            tail: None,
+            whole: None,
+            sections: Vec::new(),
+        }
+    }
+
+    /// Stored as another part.
+    pub(super) fn stored_as(self, stored: Part) -> MatrixSpec {
+        MatrixSpec { stored, ..self }
+    }
+
+    /// A part of the tensor `stored`, whose shape is `whole`.
+    pub(super) fn part_of(self, stored: Part, whole: [usize; 2]) -> MatrixSpec {
+        MatrixSpec { stored, whole: Some(whole), ..self }
+    }
+
+    /// The rows in `sections`, one after the other, of its role's tensor, which has `rows` rows.
+    pub(super) fn sections(self, rows: usize, sections: Vec<Section>) -> MatrixSpec {
+        MatrixSpec { whole: Some([rows, self.columns]), sections, ..self }
+    }
+
+    /// Shape of the tensor that holds it.
+    pub(super) fn stored_shape(&self) -> [usize; 2] {
+        self.whole.unwrap_or([self.rows, self.columns])
+    }
+
+    /// The last `tail` of every `width` rows come as pairs side by side.
+    pub(super) fn interleaved_tail(self, width: usize, tail: usize) -> MatrixSpec {
+        MatrixSpec { tail: Some((width, tail)), ..self }
     }
 
     /// Whether a bias belongs to it.
     pub(super) fn biased(self, bias: bool) -> MatrixSpec {
         MatrixSpec { bias, ..self }
-    }
-
-    /// The rows in `sections`, one after the other, of a tensor of `rows` rows.
-    pub(super) fn part_of(self, rows: usize, sections: Vec<Section>) -> MatrixSpec {
-        MatrixSpec { part: Some((rows, sections)), ..self }
-    }
-
-    /// Rows of the tensor that holds it.
-    pub(super) fn stored_rows(&self) -> usize {
-        self.part.as_ref().map_or(self.rows, |(rows, _)| *rows)
     }
 
     /// The rows of `heads` heads, which a rotary embedding turns.
@@ -122,16 +153,20 @@ impl BlockSpec {
 
 impl Block {
     /// The matrices with their roles, in the order of use.
-    pub(super) fn linears(&self) -> impl Iterator<Item = (Role, &Linear)> {
-        self.mixer.linears().into_iter().chain(self.feed_forward.linears())
+    pub(super) fn matrices(&self) -> impl Iterator<Item = (Role, &PackedMatrix)> {
+        let linears = self.feed_forward.linears().into_iter().map(|(role, linear)| (role, &linear.matrix));
+        self.mixer.matrices().into_iter().chain(linears)
     }
 }
 
 impl Loader<'_> {
-    /// `rows` rows of a tensor are packed, and its bytes may leave memory.
-    fn finished(&self, tensor: &TensorView<'_>, rows: usize) {
+    pub(super) fn finished(&self, tensor: &TensorView<'_>) {
         tensor.release();
-        let bytes = (tensor.nbytes() / tensor.rows().max(1) * rows) as u64;
+        self.read(tensor.nbytes() as u64);
+    }
+
+    /// Tells of `bytes` of the file that are packed.
+    pub(super) fn read(&self, bytes: u64) {
         (self.progress)(self.done.fetch_add(bytes, Ordering::Relaxed) + bytes);
     }
 
@@ -148,7 +183,7 @@ impl Loader<'_> {
         if let Some(index) = values.iter().position(|value| !value.is_finite()) {
             return Err(FormatError::NonFinite { tensor: tensor.name().to_owned(), index }.into());
         }
-        self.finished(tensor, tensor.rows());
+        self.finished(tensor);
         Ok(values)
     }
 
@@ -190,43 +225,95 @@ impl Loader<'_> {
 
     /// Row of the file that holds row `row` of a matrix.
     fn source(&self, spec: &MatrixSpec, row: usize) -> usize {
-        match (&spec.part, spec.rotated) {
-            (Some((_, sections)), _) => stored_row(sections, row),
-            (None, Some(heads)) if self.interleaved => deinterleave(row, spec.rows / heads),
+        if !spec.sections.is_empty() {
+            return stored_row(&spec.sections, row);
+        }
+        if let Some((width, tail)) = spec.tail {
+            let (start, inside) = (row / width * width, row % width);
+            let plain = width - tail;
+            return if inside < plain { row } else { start + plain + deinterleave(inside - plain, tail) };
+        }
+        match spec.rotated {
+            Some(heads) if self.interleaved => deinterleave(row, spec.rows / heads),
             _ => row,
         }
     }
 
     /// The matrix that `spec` describes, packed for its use.
     pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
-        let (n, k) = (spec.rows, spec.columns);
         let name = self.name(spec.stored, layer) + ".weight";
-        let tensor = self.checkpoint.require(&name, &[spec.stored_rows(), k])?;
-        let source = |row: usize| self.source(spec, row);
-        let format = packed_format(self.weights, self.activations, &tensor)?;
-        let stored = self.weights == Weights::Auto;
-        let precision = precision(spec.role, format, self.activations);
+        let tensor = self.checkpoint.require(&name, &spec.stored_shape())?;
+        let format = self.format(&tensor)?;
+        let shape = (spec.rows, spec.columns);
+        let packed = self.pack(&name, spec.role, shape, format, &tensor, |row| self.source(spec, row))?;
+        tensor.release();
+        self.read((tensor.nbytes() / tensor.rows().max(1) * spec.rows) as u64);
+        Ok(packed)
+    }
+
+    /// A router's matrix: floats as stored, or what quantised ones stand for.
+    pub(super) fn router(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
+        let name = self.name(spec.stored, layer) + ".weight";
+        let tensor = self.checkpoint.require(&name, &[spec.rows, spec.columns])?;
+        let format = router_format(&tensor)?;
+        let packed = self.pack(&name, spec.role, (spec.rows, spec.columns), format, &tensor, |row| row)?;
+        self.finished(&tensor);
+        Ok(packed)
+    }
+
+    /// Whether weights are kept as they are stored.
+    pub(super) fn stored(&self) -> bool {
+        self.weights == Weights::Auto
+    }
+
+    /// The format that rows of a file are packed in.
+    pub(super) fn format(&self, rows: &dyn Rows) -> Result<Format, FormatError> {
+        packed_format(self.weights, self.activations, rows)
+    }
+
+    /// The matrix `(n, k)` whose row `i` is row `source(i)` of `rows`.
+    pub(super) fn pack(
+        &self,
+        name: &str,
+        role: Role,
+        (n, k): (usize, usize),
+        format: Format,
+        rows: &dyn Rows,
+        source: impl Fn(usize) -> usize + Sync,
+    ) -> Result<PackedMatrix, Error> {
+        let stored = self.stored();
+        let precision = precision(role, format, self.activations);
         let packed = match format {
-            Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| tensor.row(source(row), out)),
+            Format::Float(float) => PackedMatrix::pack_float(n, k, float, |row, out| rows.row(source(row), out)),
             _ if stored => {
-                PackedMatrix::pack_codes(n, k, format, precision, |row, out| tensor.codes(source(row), format, out))
+                PackedMatrix::pack_codes(n, k, format, precision, |row, out| rows.codes(source(row), format, out))
             }
-            _ => PackedMatrix::quantize(n, k, format, precision, |row, out| tensor.row(source(row), out)),
+            _ => PackedMatrix::quantize(n, k, format, precision, |row, out| rows.row(source(row), out)),
         };
-        let packed = packed.map_err(|error| match error {
+        packed.map_err(|error| match error {
             PackError::Source(error) => Error::from(error),
             PackError::OutOfMemory(error) => Error::OutOfMemory(error),
-            other => FormatError::Pack { tensor: name.clone(), reason: other.to_string() }.into(),
-        })?;
-        self.finished(&tensor, n);
-        Ok(packed)
+            other => FormatError::Pack { tensor: name.to_owned(), reason: other.to_string() }.into(),
+        })
+    }
+
+    /// What the experts of block `layer` are looked for with.
+    pub(super) fn search(&self, layer: usize, spec: &SparseSpec) -> Search<'_> {
+        Search {
+            checkpoint: self.checkpoint,
+            convention: self.convention,
+            names: &self.config.names,
+            layer,
+            experts: spec.router.experts,
+            joined: spec.joined,
+        }
     }
 
     /// The matrix that `spec` describes, with its bias.
     pub(super) fn linear(&self, spec: &MatrixSpec, layer: usize) -> Result<Linear, Error> {
         let matrix = self.matrix(spec, layer)?;
         let bias = if spec.bias {
-            let stored = self.bias(spec.stored, layer, spec.stored_rows())?;
+            let stored = self.bias(spec.stored, layer, spec.stored_shape()[0])?;
             Some((0..spec.rows).map(|row| stored[self.source(spec, row)]).collect())
         } else {
             None
@@ -250,21 +337,23 @@ impl Loader<'_> {
     }
 }
 
-/// The format that `tensor` is packed in.
-pub(super) fn packed_format(
-    wish: Weights,
-    activations: Activations,
-    tensor: &TensorView<'_>,
-) -> Result<Format, FormatError> {
-    let natural = tensor.natural_format()?;
+/// The format that `rows` are packed in.
+pub(super) fn packed_format(wish: Weights, activations: Activations, rows: &dyn Rows) -> Result<Format, FormatError> {
+    let natural = rows.natural_format()?;
     Ok(match wish {
-        Weights::Auto if activations == Activations::F32 => tensor.exact_format()?,
-        Weights::Auto => tensor.ternary_rows().unwrap_or(natural),
+        Weights::Auto if activations == Activations::F32 => rows.exact_format()?,
+        Weights::Auto => rows.ternary_rows().unwrap_or(natural),
         Weights::F32 => Format::Float(FloatType::F32),
         Weights::Bf16 => Format::Float(FloatType::Bf16),
         Weights::Int8 => integer(Bits::Eight),
         Weights::Int4 => integer(Bits::Four),
     })
+}
+
+/// The format of a router that is stored as `rows`: never quantised.
+pub(super) fn router_format(rows: &dyn Rows) -> Result<Format, FormatError> {
+    let natural = rows.natural_format()?;
+    Ok(if matches!(natural, Format::Float(_)) { natural } else { Format::Float(FloatType::F32) })
 }
 
 fn integer(bits: Bits) -> Format {

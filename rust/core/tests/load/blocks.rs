@@ -1,6 +1,6 @@
 //! Block decoders against the `gguf` package, whose results `fixtures/blocks.py` has written beside random blocks.
 
-use farthing::load::{Checkpoint, FormatError, Metadata, TensorKind};
+use farthing::load::{Checkpoint, FormatError, Metadata, Rows, TensorKind};
 use farthing_kernels::format::{
     Bits, FloatType, Format, Offset, PackedMatrix, Packing, Precision, RowCodes, SuperBlock, Table,
 };

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use farthing::load::{Checkpoint, FormatError, GgufError, IndexError, Metadata};
+use farthing::load::{Checkpoint, FormatError, GgufError, IndexError, Metadata, Rows};
 
 use crate::support::{Directory, F32, Gguf, I32_VALUE, STRING_VALUE, gguf_sample, ramp, string, vectors};
 

@@ -1,6 +1,6 @@
 //! Odd but valid files that load.
 
-use farthing::load::{Checkpoint, Metadata, Table, TensorKind, Value};
+use farthing::load::{Checkpoint, Metadata, Rows, Table, TensorKind, Value};
 
 use crate::support::{
     ARRAY_VALUE, BOOL_VALUE, F16, F32, Gguf, I8, Q4_0, Q4K, Q8_0, STRING_VALUE, array, exercise, gguf_sample, header,

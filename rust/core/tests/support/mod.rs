@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use farthing::load::{Checkpoint, Metadata, Value};
+use farthing::load::{Checkpoint, Metadata, Rows, Value};
 use farthing_kernels::format::RowCodes;
 
 pub(crate) const F32: u32 = 0;

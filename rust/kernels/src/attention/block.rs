@@ -6,7 +6,7 @@ use super::pages::{Element, PAGE};
 use super::tiles::{PAGES, PIECE, Scores, Softmax, WeightedValues};
 use super::{Context, SPAN, Unit};
 use crate::isa::Isa;
-use crate::math::exp_lanes;
+use crate::math::{exp, exp_lanes};
 use crate::vector::{Kernel, LANES, Simd, dispatch};
 
 /// Rows of the largest block of a level.
@@ -209,14 +209,19 @@ fn merge<S: Simd>(
     }
 }
 
-/// Writes `values / sum` of all rows to the output.
+/// Writes `values / sum` of all rows to the output; a sink adds to the sum alone.
 #[inline(always)]
 fn finish<S: Simd>(simd: S, context: Context<'_>, unit: &Unit, merged: &Partial) {
     for (r, values) in merged.values.chunks_exact(context.shape.head_dim).enumerate() {
         let place = context.place(unit, unit.rows.start + r);
         // SAFETY: rows of the step belong to one span each (checked), heads to one unit, and a unit is finished once.
         let out = unsafe { context.out.slice(place) };
-        let inverse = simd.splat(1.0 / merged.sums[r]);
+        let (greatest, sum) = (merged.greatest[r], merged.sums[r]);
+        let inverse = simd.splat(context.sink(unit, unit.rows.start + r).map_or(1.0 / sum, |sink| {
+            let top = greatest.max(sink);
+            let keep = exp(greatest - top);
+            keep / sum.mul_add(keep, exp(sink - top))
+        }));
         let (out, out_tail) = out.as_chunks_mut::<LANES>();
         let (values, values_tail) = values.as_chunks::<LANES>();
         for (out, values) in out.iter_mut().zip(values) {

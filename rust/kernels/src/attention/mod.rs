@@ -3,7 +3,7 @@
 //! Every query row (a token's head) is computed alone: the key axis is cut into spans of [`SPAN`] positions from
 //! position 0; within a span `s = (Σ_d q·k)·scale`, d ascending, `m = max s`, `p = exp(s - m)`, `l = Σ p` by 16
 //! interleaved partial sums and the fixed tree, `o = Σ p·v`, keys ascending; spans are merged ascending by one formula
-//! (the online softmax of Milakov & Gimelshein 2018). So chunks, batch-mates, threads and levels never change its bits.
+//! (the online softmax of Milakov & Gimelshein 2018), a sink last of all. So chunks, batch-mates, threads and levels never change its bits.
 //! Keys outside a row's reach are never multiplied, whatever a recycled page still holds.
 
 mod block;
@@ -43,7 +43,7 @@ pub struct Span<'a> {
 
 /// What the heads of a layer look like.
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionShape {
+pub struct AttentionShape<'a> {
     /// Query heads: a multiple of `kv_heads`; neighbours share a key-value head.
     pub heads: usize,
     /// Key-value heads.
@@ -56,6 +56,8 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Scores become `cap·tanh(score/cap)` after scaling.
     pub softcap: Option<f32>,
+    /// (heads,) scores of one more key for each head, which has no value (gpt-oss).
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// Everything that is the same for all rows of a call.
@@ -64,7 +66,7 @@ struct Context<'a> {
     q: &'a [f32],
     spans: &'a [Span<'a>],
     cache: &'a KvPages,
-    shape: &'a AttentionShape,
+    shape: &'a AttentionShape<'a>,
     out: Disjoint<'a, f32>,
 }
 
@@ -99,6 +101,13 @@ impl Context<'_> {
         self.shape.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
+    /// The score of a row's sink.
+    #[inline(always)]
+    fn sink(&self, unit: &Unit, row: usize) -> Option<f32> {
+        let group = self.group();
+        self.shape.sinks.map(|sinks| sinks[unit.kv_head * group + row % group])
+    }
+
     /// Where the query and the output of a unit's row lie in `q` and `out`.
     #[inline(always)]
     fn place(&self, unit: &Unit, row: usize) -> Range<usize> {
@@ -123,14 +132,21 @@ impl Context<'_> {
 /// let mut cache = KvPages::new(1, 1, 2, KvType::F32)?;
 /// cache.write(0, 0, &[0.0, 0.0], &[1.0, 2.0]);
 /// cache.write(0, 1, &[0.0, 0.0], &[3.0, 4.0]);
-/// let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: None, softcap: None };
+/// let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: None, softcap: None, sinks: None };
 /// let mut out = [0.0; 4];
 /// let span = Span { first_row: 0, rows: 2, start: 0, pages: &[0] };
 /// attention(&Pool::new(1), &[1.0; 4], &[span], &cache, &shape, &mut out);
 /// assert_eq!(out, [1.0, 2.0, 2.0, 3.0]);
 /// # Ok::<(), farthing_kernels::memory::OutOfMemory>(())
 /// ```
-pub fn attention(pool: &Pool, q: &[f32], spans: &[Span<'_>], cache: &KvPages, shape: &AttentionShape, out: &mut [f32]) {
+pub fn attention(
+    pool: &Pool,
+    q: &[f32],
+    spans: &[Span<'_>],
+    cache: &KvPages,
+    shape: &AttentionShape<'_>,
+    out: &mut [f32],
+) {
     attention_with(float_level(), pool, q, spans, cache, shape, out);
 }
 
@@ -142,12 +158,13 @@ pub fn attention_with(
     q: &[f32],
     spans: &[Span<'_>],
     cache: &KvPages,
-    shape: &AttentionShape,
+    shape: &AttentionShape<'_>,
     out: &mut [f32],
 ) {
     let AttentionShape { heads, kv_heads, head_dim, window, .. } = *shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads) && head_dim > 0, "attention: {shape:?}");
     assert!(window != Some(0), "attention: a window of 0 keys");
+    assert!(shape.sinks.is_none_or(|sinks| sinks.len() == heads), "attention: sinks for {heads} heads");
     assert!(cache.kv_heads() == kv_heads && cache.head_dim() == head_dim, "attention: {shape:?} over {cache:?}");
     assert_eq!(q.len(), out.len(), "attention: q and out differ in length");
     assert!(q.len().is_multiple_of(heads * head_dim), "attention: {} queries for {shape:?}", q.len());

@@ -14,7 +14,7 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn random(seed: u64, tokens: usize, shape: &AttentionShape) -> Sequence {
+    fn random(seed: u64, tokens: usize, shape: &AttentionShape<'_>) -> Sequence {
         let row = shape.kv_heads * shape.head_dim;
         let q = uniforms(seed, tokens * shape.heads * shape.head_dim).iter().map(|x| x * 4.0).collect();
         let k = uniforms(seed + 1, tokens * row).iter().map(|x| x * 3.0).collect();
@@ -35,13 +35,13 @@ impl Sequence {
     }
 }
 
-fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape<'static> {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    AttentionShape { heads, kv_heads, head_dim, scale, window: None, softcap: None }
+    AttentionShape { heads, kv_heads, head_dim, scale, window: None, softcap: None, sinks: None }
 }
 
 /// The definition in f64, with keys and values as `round` leaves them.
-fn reference(s: &Sequence, shape: &AttentionShape, round: impl Fn(f32) -> f32) -> Vec<f64> {
+fn reference(s: &Sequence, shape: &AttentionShape<'_>, round: impl Fn(f32) -> f32) -> Vec<f64> {
     let AttentionShape { heads, kv_heads, head_dim, .. } = *shape;
     let rounded = |x: &[f32]| x.iter().map(|&x| f64::from(round(x))).collect::<Vec<_>>();
     let (k, v) = (rounded(&s.k), rounded(&s.v));
@@ -58,9 +58,10 @@ fn reference(s: &Sequence, shape: &AttentionShape, round: impl Fn(f32) -> f32) -
                     shape.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
                 })
                 .collect();
-            let greatest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sink = shape.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+            let greatest = scores.iter().copied().fold(sink, f64::max);
             let p: Vec<f64> = scores.iter().map(|s| (s - greatest).exp()).collect();
-            let total: f64 = p.iter().sum();
+            let total: f64 = p.iter().sum::<f64>() + (sink - greatest).exp();
             for d in 0..head_dim {
                 out.push((first..=t).zip(&p).map(|(j, p)| p * v[at(j) + d]).sum::<f64>() / total);
             }
@@ -77,7 +78,7 @@ fn relative_error(got: &[f32], expected: &[f64]) -> f64 {
 }
 
 /// A cache whose every element is NaN, as if recycled from the worst of sequences.
-fn poisoned(pages: usize, shape: &AttentionShape, kind: KvType) -> KvPages {
+fn poisoned(pages: usize, shape: &AttentionShape<'_>, kind: KvType) -> KvPages {
     let mut cache = KvPages::new(pages, shape.kv_heads, shape.head_dim, kind).unwrap();
     let row = shape.kv_heads * shape.head_dim;
     for page in 0..pages as u32 {
@@ -90,12 +91,12 @@ fn poisoned(pages: usize, shape: &AttentionShape, kind: KvType) -> KvPages {
 }
 
 /// One sequence in one call.
-fn whole(isa: Isa, pool: &Pool, s: &Sequence, shape: &AttentionShape, kind: KvType) -> Vec<f32> {
+fn whole(isa: Isa, pool: &Pool, s: &Sequence, shape: &AttentionShape<'_>, kind: KvType) -> Vec<f32> {
     last_rows(isa, pool, s, shape, kind, s.tokens)
 }
 
 /// The last `rows` tokens of a sequence.
-fn last_rows(isa: Isa, pool: &Pool, s: &Sequence, shape: &AttentionShape, kind: KvType, rows: usize) -> Vec<f32> {
+fn last_rows(isa: Isa, pool: &Pool, s: &Sequence, shape: &AttentionShape<'_>, kind: KvType, rows: usize) -> Vec<f32> {
     let pages = s.pages(0, 1);
     let mut cache = poisoned(pages.len(), shape, kind);
     s.write(&mut cache, &pages, 0..s.tokens);
@@ -106,7 +107,7 @@ fn last_rows(isa: Isa, pool: &Pool, s: &Sequence, shape: &AttentionShape, kind: 
 }
 
 /// The kinds of heads of real and tiny models.
-fn shapes() -> Vec<AttentionShape> {
+fn shapes() -> Vec<AttentionShape<'static>> {
     let mut shapes = vec![
         shape(9, 3, 64),
         shape(7, 1, 64),
@@ -118,6 +119,8 @@ fn shapes() -> Vec<AttentionShape> {
     ];
     shapes.push(AttentionShape { window: Some(100), softcap: Some(5.0), ..shape(4, 1, 256) });
     shapes.push(AttentionShape { window: Some(1), ..shape(2, 1, 8) });
+    shapes.push(AttentionShape { sinks: Some(&[0.5, -2.0, 9.0, 90.0, -90.0, 1.0]), ..shape(6, 2, 16) });
+    shapes.push(AttentionShape { window: Some(7), sinks: Some(&[0.0, 3.0]), ..shape(2, 1, 24) });
     shapes.push(AttentionShape { window: Some(257), ..shape(6, 2, 32) });
     shapes
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::input::{Input, blocks, most_tokens, tokens};
+use super::input::{Input, Rows, blocks, most_tokens, tokens};
 #[cfg(target_arch = "x86_64")]
 use super::panel::STREAM;
 use super::{float, scalar};
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::activation::{Activation, activate_multiply_with};
 use crate::format::PackedMatrix;
-use crate::format::layout::{PANEL, TILE};
+use crate::format::layout::{CELL, PANEL, TILE};
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
 
 /// Rows of x whose outputs for a panel stay in the first-level cache together.
-const CHUNK: usize = 96;
+pub(crate) const CHUNK: usize = 96;
 /// Panels for each thread, at least, where rows can be cut: the last ones are then soon done.
 const TURNS: usize = 8;
-const TILES: usize = PANEL / TILE;
+pub(crate) const TILES: usize = PANEL / TILE;
 
 /// The second matrix of a gated product.
 pub(super) struct Gated<'a> {
@@ -54,17 +54,17 @@ impl Target<'_> {
 }
 
 #[repr(align(64))]
-struct Block([f32; CHUNK * PANEL]);
+pub(crate) struct Block(pub(crate) [f32; CHUNK * PANEL]);
 
 /// The outputs of one chunk and panel before they are stored.
-struct Scratch {
-    y: Block,
-    up: Block,
-    widened: float::Widened,
+pub(crate) struct Scratch {
+    pub(crate) y: Block,
+    pub(crate) up: Block,
+    pub(crate) widened: float::Widened,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
+    pub(crate) static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
         y: Block([0.0; CHUNK * PANEL]),
         up: Block([0.0; CHUNK * PANEL]),
         widened: float::Widened::default(),
@@ -127,7 +127,7 @@ fn check(target: &Target<'_>, x: &[f32], m: usize, input: &Input) {
     for matrix in target.matrices() {
         assert_eq!((matrix.rows(), matrix.columns()), (n, k), "shapes of gate and up");
         // Panics when the input was not prepared for this matrix.
-        let _ = input.plane(matrix, m);
+        let _ = input.rows(matrix, m);
     }
 }
 
@@ -169,13 +169,16 @@ impl Region<'_> {
         let tokens = tokens(self.isa, self.m, &blocks);
         for token in tokens.clone() {
             // Rows of `out` lie far apart: fetched now, they arrive while the product runs.
-            prefetch(&target.out, token * n + rows.start..token * n + rows.end);
+            // SAFETY: the partition gives each (token, tile) to one thread.
+            prefetch(unsafe { target.out.slice(token * n + rows.start..token * n + rows.end) });
         }
         let y = &mut scratch.y.0[..tokens.len() * width];
-        self.product(target.matrix, panel, tiles.clone(), blocks.clone(), y, &mut scratch.widened);
+        let x = self.operand(target.matrix);
+        product(self.isa, target.matrix, panel, tiles.clone(), x, blocks.clone(), y, &mut scratch.widened);
         if let Some(gated) = &target.gated {
             let up = &mut scratch.up.0[..tokens.len() * width];
-            self.product(gated.up, panel, tiles.clone(), blocks, up, &mut scratch.widened);
+            let x = self.operand(gated.up);
+            product(self.isa, gated.up, panel, tiles.clone(), x, blocks, up, &mut scratch.widened);
             activate_multiply_with(self.isa, gated.activation, y, up);
         }
         for (token, y) in tokens.zip(y.chunks_exact(width)) {
@@ -185,54 +188,69 @@ impl Region<'_> {
         }
     }
 
-    /// `y = x · Wᵀ` for `tiles` of `panel` and the rows of `blocks`; `y: (tokens, tiles * 16)`.
-    fn product(
-        &self,
-        matrix: &PackedMatrix,
-        panel: usize,
-        tiles: Range<usize>,
-        blocks: Range<usize>,
-        y: &mut [f32],
-        widened: &mut float::Widened,
-    ) {
-        y.fill(0.0);
-        let layout = matrix.layout();
-        let bytes = matrix.panel(panel);
-        let Some(plane) = self.input.plane(matrix, self.m) else {
-            let tokens = tokens(self.isa, self.m, &blocks);
-            let x = &self.x[tokens.start * layout.k..tokens.end * layout.k];
-            return float::product(self.isa, layout, bytes, layout.tiles(panel), tiles, x, y, widened);
-        };
-        let records = layout.records(layout.tiles(panel));
-        match self.isa {
-            Isa::Scalar => scalar::integer(&records, bytes, tiles, plane, blocks, y),
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: `prepare` has checked that the CPU has the level.
-            Isa::Avx2 => unsafe { integer::<Avx2>(&records, bytes, tiles, plane, blocks, y) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::AvxVnni => unsafe { integer::<AvxVnni>(&records, bytes, tiles, plane, blocks, y) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512Vnni => unsafe { integer::<Avx512Vnni>(&records, bytes, tiles, plane, blocks, y) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512Vbmi => unsafe { integer::<Avx512Vbmi>(&records, bytes, tiles, plane, blocks, y) },
-            #[cfg(not(target_arch = "x86_64"))]
-            _ => unreachable!("an unavailable level"),
-        }
+    /// The rows of x as `matrix` asks for them.
+    fn operand(&self, matrix: &PackedMatrix) -> Operand<'_> {
+        self.input.rows(matrix, self.m).map_or(Operand::Float(self.x), Operand::Quantised)
     }
 }
 
-/// Asks for the cache lines of `range`.
-fn prefetch(out: &Disjoint<'_, f32>, range: Range<usize>) {
-    // SAFETY: the partition gives each (token, tile) to one thread.
-    let out = unsafe { out.slice(range) };
-    for line in out.chunks(TILE) {
+/// Rows of activations for a product.
+#[derive(Clone, Copy)]
+pub(crate) enum Operand<'a> {
+    /// `(m, k)`.
+    Float(&'a [f32]),
+    Quantised(Rows<'a>),
+}
+
+/// `y = x · Wᵀ` for `tiles` of `panel` and the rows of `blocks` of `x`; `y: (tokens, tiles * 16)`. The CPU has `isa`.
+pub(crate) fn product(
+    isa: Isa,
+    matrix: &PackedMatrix,
+    panel: usize,
+    tiles: Range<usize>,
+    x: Operand<'_>,
+    blocks: Range<usize>,
+    y: &mut [f32],
+    widened: &mut float::Widened,
+) {
+    y.fill(0.0);
+    let layout = matrix.layout();
+    let bytes = matrix.panel(panel);
+    let rows = match x {
+        Operand::Quantised(rows) => rows,
+        Operand::Float(x) => {
+            let tokens = tokens(isa, x.len() / layout.k, &blocks);
+            let x = &x[tokens.start * layout.k..tokens.end * layout.k];
+            return float::product(isa, layout, bytes, layout.tiles(panel), tiles, x, y, widened);
+        }
+    };
+    let records = layout.records(layout.tiles(panel));
+    match isa {
+        Isa::Scalar => scalar::integer(&records, bytes, tiles, rows, blocks, y),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the caller has checked that the CPU has the level.
+        Isa::Avx2 => unsafe { integer::<Avx2>(&records, bytes, tiles, rows, blocks, y) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::AvxVnni => unsafe { integer::<AvxVnni>(&records, bytes, tiles, rows, blocks, y) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Vnni => unsafe { integer::<Avx512Vnni>(&records, bytes, tiles, rows, blocks, y) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Isa::Avx512Vbmi => unsafe { integer::<Avx512Vbmi>(&records, bytes, tiles, rows, blocks, y) },
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("an unavailable level"),
+    }
+}
+
+/// Asks for the cache lines of `x`.
+pub(crate) fn prefetch<T>(x: &[T]) {
+    for line in x.chunks(CELL / size_of::<T>()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch is a hint and reads nothing.
         unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(line.as_ptr().cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = line;

@@ -25,7 +25,7 @@ type Tile = [f32; TILE];
 
 /// `(inputs, tiles)` of a span.
 #[repr(align(64))]
-pub(super) struct Widened([Tile; SPAN * PANEL / TILE]);
+pub(crate) struct Widened([Tile; SPAN * PANEL / TILE]);
 
 impl Default for Widened {
     fn default() -> Self {

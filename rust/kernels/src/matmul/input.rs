@@ -19,10 +19,11 @@ use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool, share};
 
 /// Below this many activations a parallel region costs more than it saves.
-const PARALLEL: usize = 1 << 14;
+pub(crate) const PARALLEL: usize = 1 << 14;
 
 /// What a kernel needs to know of one quantised group beside its codes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[repr(C)]
 pub(crate) struct Group {
     /// sx.
     pub(crate) scale: f32,
@@ -98,6 +99,14 @@ impl Sink<'_> {
             }
         }
     }
+
+    /// Where the quads of `inputs` inputs lie, from input `first` on, and the bytes from one quad to the next.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) fn quads(&mut self, first: usize, inputs: usize) -> (*mut u8, usize) {
+        let (at, stride) = (first * self.tokens, QUAD * self.tokens);
+        (self.codes[at..at + (inputs / QUAD - 1) * stride + QUAD].as_mut_ptr(), stride)
+    }
 }
 
 /// The lengths of a token's codes.
@@ -154,36 +163,222 @@ pub(crate) fn levels(precision: Precision) -> f32 {
     }
 }
 
-/// Quantised rows for one group size and precision.
-pub(crate) struct Plane {
-    pub(crate) shape: Shape,
-    /// Whether `subs` is filled.
+/// What a matrix asks of the rows it meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    group: usize,
+    precision: Precision,
+    /// Whether the sums of parts of groups are needed.
     supers: bool,
-    /// Tokens in all.
-    pub(crate) tokens: usize,
-    /// Bytes of a token in `codes`.
-    pub(crate) stride: usize,
-    /// `(m, stride)`; words keep them aligned.
-    codes: Vec<u64>,
-    /// `[block][group][M]`.
-    pub(crate) scales: Vec<Group>,
-    /// `[block][group][M]`, or empty.
-    pub(crate) subs: Vec<Subs>,
-    fresh: bool,
 }
 
-impl Plane {
-    /// The codes of all tokens, `(m, stride)`.
-    pub(crate) fn codes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.codes)
+impl Key {
+    /// `None` for matrices that meet f32 rows.
+    pub(crate) fn of(matrix: &PackedMatrix) -> Option<Key> {
+        let group = matrix.format().activation_group(matrix.columns())?;
+        let (precision, supers) = (matrix.precision(), matches!(matrix.format(), Format::Super(_)));
+        (precision != Precision::F32).then_some(Key { group, precision, supers })
     }
 }
 
-/// What of a plane a matrix asks for.
-fn key(matrix: &PackedMatrix) -> Option<(usize, Precision, bool)> {
-    let group = matrix.format().activation_group(matrix.columns())?;
-    let supers = matches!(matrix.format(), Format::Super(_));
-    (matrix.precision() != Precision::F32).then_some((group, matrix.precision(), supers))
+/// Quantised rows for one key.
+pub(crate) struct Plane {
+    key: Key,
+    shape: Shape,
+    isa: Isa,
+    /// Bytes of a token in `codes`.
+    stride: usize,
+    /// `(m, stride)`; words keep them aligned.
+    codes: Vec<u64>,
+    /// `[block][group][M]`.
+    scales: Vec<Group>,
+    /// `[block][group][M]`, or empty.
+    subs: Vec<Subs>,
+    fresh: bool,
+}
+
+/// Rows of a plane that were cut into blocks together.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) shape: Shape,
+    pub(crate) tokens: usize,
+    /// Bytes of a token in `codes`.
+    pub(crate) stride: usize,
+    /// `(tokens, stride)`.
+    pub(crate) codes: &'a [u8],
+    /// `[block][group][M]`.
+    pub(crate) scales: &'a [Group],
+    /// `[block][group][M]`, or empty.
+    pub(crate) subs: &'a [Subs],
+}
+
+impl Plane {
+    fn new(key: Key) -> Plane {
+        Plane {
+            key,
+            shape: Shape { k: 1, group: key.group, precision: key.precision },
+            isa: Isa::Scalar,
+            stride: 0,
+            codes: Vec::new(),
+            scales: Vec::new(),
+            subs: Vec::new(),
+            fresh: false,
+        }
+    }
+
+    /// Makes room for `m` rows of `k` inputs.
+    fn resize(&mut self, isa: Isa, k: usize, m: usize) {
+        (self.isa, self.shape.k, self.fresh) = (isa, k, true);
+        self.stride = self.shape.padded() * if isa == Isa::Scalar { 2 } else { self.shape.planes() };
+        self.codes.resize(m * self.stride / 8, 0);
+        self.scales.resize(m * self.shape.groups(), Group::default());
+        self.subs.resize(if self.key.supers { m * self.shape.groups() } else { 0 }, Subs::default());
+    }
+
+    /// `tokens` rows from row `first` on, which begins a block.
+    pub(crate) fn rows(&self, first: usize, tokens: usize) -> Rows<'_> {
+        let (range, groups) = (first..first + tokens, self.shape.groups());
+        let parts = range.start * groups..range.end * groups;
+        Rows {
+            shape: self.shape,
+            tokens,
+            stride: self.stride,
+            codes: &bytemuck::cast_slice(&self.codes)[range.start * self.stride..range.end * self.stride],
+            scales: &self.scales[parts.clone()],
+            subs: if self.key.supers { &self.subs[parts] } else { &[] },
+        }
+    }
+
+    /// For threads that fill a block each.
+    pub(crate) fn filler(&mut self) -> Filler<'_> {
+        Filler {
+            shape: self.shape,
+            isa: self.isa,
+            stride: self.stride,
+            supers: self.key.supers,
+            codes: Disjoint::new(bytemuck::cast_slice_mut(&mut self.codes)),
+            scales: Disjoint::new(&mut self.scales),
+            subs: Disjoint::new(&mut self.subs),
+        }
+    }
+}
+
+/// Fills the blocks of a plane.
+pub(crate) struct Filler<'a> {
+    shape: Shape,
+    isa: Isa,
+    stride: usize,
+    supers: bool,
+    codes: Disjoint<'a, u8>,
+    scales: Disjoint<'a, Group>,
+    subs: Disjoint<'a, Subs>,
+}
+
+impl<'a> Filler<'a> {
+    /// The codes, groups and parts of groups of `rows`.
+    ///
+    /// # Safety
+    /// No other thread is given any of the rows.
+    unsafe fn parts(&self, rows: &Range<usize>) -> (&'a mut [u8], &'a mut [Group], &'a mut [Subs]) {
+        let groups = self.shape.groups();
+        let sub = |token: usize| if self.supers { token * groups } else { 0 };
+        // SAFETY: the caller's promise.
+        unsafe {
+            (
+                self.codes.slice(rows.start * self.stride..rows.end * self.stride),
+                self.scales.slice(rows.start * groups..rows.end * groups),
+                self.subs.slice(sub(rows.start)..sub(rows.end)),
+            )
+        }
+    }
+
+    /// Quantises `x`, as many rows of `k` inputs as `block` has.
+    ///
+    /// # Safety
+    /// No other thread is given any of the rows.
+    pub(crate) unsafe fn quantize(&self, block: Range<usize>, x: &[f32]) {
+        // SAFETY: the caller's promise.
+        let (codes, scales, subs) = unsafe { self.parts(&block) };
+        for (token, x) in x.chunks_exact(self.shape.k).enumerate() {
+            let sink = Sink {
+                codes: &mut codes[if self.isa == Isa::Scalar { 0 } else { token * QUAD }..],
+                scales: &mut scales[token..],
+                subs: if self.supers { &mut subs[token..] } else { &mut [] },
+                tokens: block.len(),
+            };
+            quantize_row(self.isa, x, self.shape, sink);
+        }
+    }
+
+    /// Copies rows of `from`, a plane of the same shape with one row to a block; `rows` are as many as `block` has.
+    ///
+    /// # Safety
+    /// No other thread is given any of the rows of `block`.
+    pub(crate) unsafe fn gather(&self, block: Range<usize>, from: &Plane, rows: &[u32]) {
+        // SAFETY: the caller's promise.
+        let (codes, scales, subs) = unsafe { self.parts(&block) };
+        let row = |i: usize| from.rows(rows[i] as usize, 1);
+        interleave(
+            rows.len(),
+            |i| bytemuck::cast_slice::<u8, [u8; QUAD]>(row(i).codes),
+            bytemuck::cast_slice_mut(codes),
+        );
+        interleave(rows.len(), |i| row(i).scales, scales);
+        if self.supers {
+            interleave(rows.len(), |i| row(i).subs, subs);
+        }
+    }
+}
+
+/// `out: (n, m)` from `m` rows of `n`, at most 6.
+fn interleave<'a, T: Copy + 'a>(m: usize, row: impl Fn(usize) -> &'a [T], out: &mut [T]) {
+    fn rows<'a, T: Copy + 'a, const M: usize>(row: impl Fn(usize) -> &'a [T], out: &mut [T]) {
+        let out = out.as_chunks_mut::<M>().0;
+        let rows: [&[T]; M] = std::array::from_fn(|i| &row(i)[..out.len()]);
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = std::array::from_fn(|m| rows[m][i]);
+        }
+    }
+    match m {
+        1 => rows::<T, 1>(row, out),
+        2 => rows::<T, 2>(row, out),
+        3 => rows::<T, 3>(row, out),
+        4 => rows::<T, 4>(row, out),
+        5 => rows::<T, 5>(row, out),
+        _ => rows::<T, 6>(row, out),
+    }
+}
+
+/// The planes that the matrices of a region ask for, kept from one region to the next.
+#[derive(Default)]
+pub(crate) struct Planes(Vec<Plane>);
+
+impl Planes {
+    /// Forgets what the planes hold.
+    pub(crate) fn clear(&mut self) {
+        self.0.iter_mut().for_each(|plane| plane.fresh = false);
+    }
+
+    /// A plane for `m` rows of `k` inputs that is to be filled, unless there is one already.
+    pub(crate) fn make(&mut self, isa: Isa, key: Key, k: usize, m: usize) -> Option<&mut Plane> {
+        if self.0.iter().any(|plane| plane.fresh && (plane.key, plane.shape.k) == (key, k)) {
+            return None;
+        }
+        let stale = self.0.iter().position(|plane| !plane.fresh && plane.key == key);
+        let index = stale.unwrap_or_else(|| {
+            self.0.push(Plane::new(key));
+            self.0.len() - 1
+        });
+        let plane = &mut self.0[index];
+        plane.resize(isa, k, m);
+        Some(plane)
+    }
+
+    /// The plane that was made for `key` and `k`.
+    pub(crate) fn get(&self, key: Key, k: usize) -> &Plane {
+        let plane = self.0.iter().find(|plane| plane.fresh && (plane.key, plane.shape.k) == (key, k));
+        plane.expect("the input was not prepared for this matrix")
+    }
 }
 
 /// Most tokens of a block: with 64 or 16 rows their sums fit the registers.
@@ -212,7 +407,7 @@ pub struct Input {
     isa: Option<Isa>,
     m: usize,
     k: usize,
-    planes: Vec<Plane>,
+    planes: Planes,
 }
 
 impl Input {
@@ -235,28 +430,12 @@ impl Input {
         assert!(isa.available(), "{isa:?} on this CPU");
         assert_eq!(x.len(), m * k, "length of x: ({m}, {k})");
         (self.isa, self.m, self.k) = (Some(isa), m, k);
-        self.planes.iter_mut().for_each(|plane| plane.fresh = false);
+        self.planes.clear();
         for matrix in matrices {
             assert_eq!(matrix.columns(), k, "inputs of a matrix");
-            let Some((group, precision, supers)) = key(matrix) else { continue };
-            let same =
-                |plane: &Plane| (plane.shape.group, plane.shape.precision, plane.supers) == (group, precision, supers);
-            let index = self.planes.iter().position(same).unwrap_or_else(|| {
-                self.planes.push(Plane {
-                    shape: Shape { k, group, precision },
-                    supers,
-                    tokens: 0,
-                    stride: 0,
-                    codes: Vec::new(),
-                    scales: Vec::new(),
-                    subs: Vec::new(),
-                    fresh: false,
-                });
-                self.planes.len() - 1
-            });
-            if !self.planes[index].fresh {
-                self.planes[index].shape.k = k;
-                fill(&mut self.planes[index], isa, pool, x, m);
+            let Some(key) = Key::of(matrix) else { continue };
+            if let Some(plane) = self.planes.make(isa, key, k, m) {
+                fill(plane, pool, x, m);
             }
         }
     }
@@ -265,66 +444,28 @@ impl Input {
         self.isa.expect("prepare comes before the product")
     }
 
-    /// The plane for `matrix`; panics when it was not prepared for these shapes.
-    pub(crate) fn plane(&self, matrix: &PackedMatrix, m: usize) -> Option<&Plane> {
+    /// The rows for `matrix`; panics when they were not prepared for these shapes.
+    pub(crate) fn rows(&self, matrix: &PackedMatrix, m: usize) -> Option<Rows<'_>> {
         assert_eq!((self.m, self.k), (m, matrix.columns()), "(m, k) of the prepared input");
-        let wanted = key(matrix)?;
-        let same = |plane: &&Plane| plane.fresh && (plane.shape.group, plane.shape.precision, plane.supers) == wanted;
-        Some(self.planes.iter().find(same).expect("the input was not prepared for this matrix"))
+        Some(self.planes.get(Key::of(matrix)?, self.k).rows(0, m))
     }
 }
 
-fn fill(plane: &mut Plane, isa: Isa, pool: &Pool, x: &[f32], m: usize) {
-    let shape = plane.shape;
-    let groups = shape.groups();
-    plane.tokens = m;
-    plane.stride = shape.padded() * if isa == Isa::Scalar { 2 } else { shape.planes() };
-    plane.codes.resize(m * plane.stride / 8, 0);
-    plane.scales.resize(m * groups, Group::default());
-    plane.subs.resize(if plane.supers { m * groups } else { 0 }, Subs::default());
-    let codes: &mut [u8] = bytemuck::cast_slice_mut(&mut plane.codes);
-    let (stride, blocks, supers) = (plane.stride, blocks(isa, m), plane.supers);
-    let part = |range: Range<usize>, mut codes: &mut [u8], mut scales: &mut [Group], mut subs: &mut [Subs]| {
+fn fill(plane: &mut Plane, pool: &Pool, x: &[f32], m: usize) {
+    let (k, blocks) = (plane.shape.k, blocks(plane.isa, m));
+    let filler = plane.filler();
+    let part = |range: Range<usize>| {
         for block in range {
-            let tokens = share(m, block, blocks);
-            let (block_codes, rest) = codes.split_at_mut(tokens.len() * stride);
-            codes = rest;
-            let (block_scales, rest) = scales.split_at_mut(tokens.len() * groups);
-            scales = rest;
-            let (block_subs, rest) = subs.split_at_mut(if supers { tokens.len() * groups } else { 0 });
-            subs = rest;
-            for (token, row) in tokens.clone().enumerate() {
-                let sink = Sink {
-                    codes: &mut block_codes[if isa == Isa::Scalar { 0 } else { token * QUAD }..],
-                    scales: &mut block_scales[token..],
-                    subs: if supers { &mut block_subs[token..] } else { &mut [] },
-                    tokens: tokens.len(),
-                };
-                quantize_row(isa, &x[row * shape.k..][..shape.k], shape, sink);
-            }
+            let rows = share(m, block, blocks);
+            // SAFETY: the threads have different blocks.
+            unsafe { filler.quantize(rows.clone(), &x[rows.start * k..rows.end * k]) };
         }
     };
     if x.len() < PARALLEL {
-        part(0..blocks, codes, &mut plane.scales, &mut plane.subs);
+        part(0..blocks);
     } else {
-        let (codes, scales) = (Disjoint::new(codes), Disjoint::new(&mut plane.scales));
-        let subs = Disjoint::new(&mut plane.subs);
-        pool.run(|thread| {
-            let range = share(blocks, thread, pool.threads());
-            let std::ops::Range { start, end } = tokens(isa, m, &range);
-            let sub = |token: usize| if supers { token * groups } else { 0 };
-            // SAFETY: the shares of different threads do not overlap.
-            let (codes, scales, subs) = unsafe {
-                (
-                    codes.slice(start * stride..end * stride),
-                    scales.slice(start * groups..end * groups),
-                    subs.slice(sub(start)..sub(end)),
-                )
-            };
-            part(range, codes, scales, subs);
-        });
+        pool.run(|thread| part(share(blocks, thread, pool.threads())));
     }
-    plane.fresh = true;
 }
 
 fn quantize_row(isa: Isa, x: &[f32], shape: Shape, sink: Sink<'_>) {
@@ -335,7 +476,7 @@ fn quantize_row(isa: Isa, x: &[f32], shape: Shape, sink: Sink<'_>) {
         Isa::Avx2 | Isa::AvxVnni => unsafe { super::x86_64::avx2::quantize(x, shape, sink) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::avx512::quantize(x, shape, sink) },
+        Isa::Avx512Vnni | Isa::Avx512Vbmi => unsafe { super::x86_64::quantize::quantize(x, shape, sink) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("an unavailable level"),
     }

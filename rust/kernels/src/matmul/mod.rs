@@ -30,6 +30,7 @@ mod block;
 pub mod budget;
 mod drive;
 mod float;
+mod heads;
 mod input;
 mod lanes;
 mod panel;
@@ -41,13 +42,17 @@ mod x86_64;
 #[cfg(test)]
 mod tests;
 
+pub use heads::{Heads, HeadsMut, matmul_heads};
 pub use input::Input;
 pub use self_test::{SelfTest, SelfTestError, self_test, self_tests};
 
 use crate::activation::Activation;
 use crate::format::PackedMatrix;
 use crate::pool::{Disjoint, Pool};
+pub(crate) use drive::{CHUNK, Operand, SCRATCH, Scratch, TILES, prefetch, product};
 use drive::{Gated, Target, drive};
+pub(crate) use input::{Key, PARALLEL, Planes, blocks, most_tokens, tokens};
+pub(crate) use self_test::best;
 
 /// One product of a region: `out = x · matrixᵀ + bias`, or `out += …`.
 pub struct Job<'a> {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::block::{Extent, Operands, Place};
-use super::input::Plane;
+use super::input::Rows;
 use crate::format::layout::{CELL, Codes, Records, TILE, Trailer};
 use crate::pool::share;
 
@@ -58,7 +58,7 @@ thread_local! {
     static UNPACKED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// `y += x · Wᵀ` for `tiles` of one panel and the tokens of `blocks` of `plane`; `y: (tokens, tiles * 16)`.
+/// `y += x · Wᵀ` for `tiles` of one panel and the tokens of `blocks` of `x`; `y: (tokens, tiles * 16)`.
 ///
 /// # Safety
 /// The CPU has the level.
@@ -66,16 +66,16 @@ pub(super) unsafe fn integer<L: Level>(
     records: &Records,
     panel: &[u8],
     tiles: Range<usize>,
-    plane: &Plane,
+    x: Rows<'_>,
     blocks: Range<usize>,
     y: &mut [f32],
 ) {
-    let (all, groups) = (plane.tokens.div_ceil(L::MOST_TOKENS), records.groups);
-    let token = |block: usize| if block == all { plane.tokens } else { share(plane.tokens, block, all).start };
+    let (all, groups) = (x.tokens.div_ceil(L::MOST_TOKENS), records.groups);
+    let token = |block: usize| if block == all { x.tokens } else { share(x.tokens, block, all).start };
     let (first_token, last_token) = (token(blocks.start), token(blocks.end));
-    assert!(tiles.end <= records.tiles && plane.shape.groups() == groups, "tiles and groups of a panel");
+    assert!(tiles.end <= records.tiles && x.shape.groups() == groups, "tiles and groups of a panel");
     assert!(panel.len() >= records.start(groups - 1) + records.bytes(groups - 1), "bytes of a panel");
-    assert!(last_token * plane.stride <= plane.codes().len() && last_token * groups <= plane.scales.len());
+    assert!(last_token * x.stride <= x.codes.len() && last_token * groups <= x.scales.len());
     assert_eq!(y.len(), (last_token - first_token) * tiles.len() * TILE, "outputs of a panel");
     let mut operands = Operands {
         records,
@@ -88,11 +88,11 @@ pub(super) unsafe fn integer<L: Level>(
         full: extent(records, 0),
         last: extent(records, groups - 1),
         tile: tiles.start,
-        codes: plane.codes().as_ptr(),
-        stride: plane.stride,
-        planes: plane.shape.planes(),
-        groups: plane.scales.as_ptr(),
-        subs: plane.subs.as_ptr(),
+        codes: x.codes.as_ptr(),
+        stride: x.stride,
+        planes: x.shape.planes(),
+        groups: x.scales.as_ptr(),
+        subs: x.subs.as_ptr(),
         y: y.as_mut_ptr(),
         width: tiles.len() * TILE,
         first_token,
@@ -108,7 +108,7 @@ pub(super) unsafe fn integer<L: Level>(
             // SAFETY: `out` has the room; the caller vouches for the CPU.
             unsafe {
                 L::unpack_base_three(records, panel.as_ptr(), out.as_mut_ptr(), PAGE);
-                run::<L>(&operands, plane.tokens, tiles.len(), blocks, false);
+                run::<L>(&operands, x.tokens, tiles.len(), blocks, false);
             }
         });
     }
@@ -131,13 +131,13 @@ pub(super) unsafe fn integer<L: Level>(
                 // SAFETY: as below; `out` has room for a span.
                 unsafe {
                     L::unpack(&operands, groups.clone(), out, span * records.start(1));
-                    span_of_groups::<L>(&operands, plane.tokens, tiles.len(), blocks.clone(), groups, 0);
+                    span_of_groups::<L>(&operands, x.tokens, tiles.len(), blocks.clone(), groups, 0);
                 }
             }
         });
     }
     // SAFETY: the asserts above cover every address that a panel, its tiles and the tokens give.
-    unsafe { run::<L>(&operands, plane.tokens, tiles.len(), blocks, true) }
+    unsafe { run::<L>(&operands, x.tokens, tiles.len(), blocks, true) }
 }
 
 fn extent(records: &Records, g: usize) -> Extent {

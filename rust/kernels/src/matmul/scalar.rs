@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::input::{Group, Plane, Shape, Subs, factors};
+use super::input::{Group, Rows, Shape, Subs, factors};
 use crate::format::layout::{QUAD, Records, TILE, Trailer, load_float};
 use crate::format::{Offset, Precision, SuperBlock, Table};
 
@@ -43,22 +43,22 @@ fn quantize_group(x: &[f32], precision: Precision, codes: &mut [[u8; 2]]) -> Gro
     Group::new(scale, sum)
 }
 
-/// `y += x · Wᵀ` for `tiles` of one panel and the rows `tokens` of `plane`; `y: (tokens, tiles * 16)`.
+/// `y += x · Wᵀ` for `tiles` of one panel and the rows `tokens` of `rows`; `y: (tokens, tiles * 16)`.
 pub(crate) fn integer(
     records: &Records,
     panel: &[u8],
     tiles: Range<usize>,
-    plane: &Plane,
+    rows: Rows<'_>,
     tokens: Range<usize>,
     y: &mut [f32],
 ) {
     let width = tiles.len() * TILE;
     for (token, y) in tokens.zip(y.chunks_exact_mut(width)) {
-        let (x, _) = plane.codes()[token * plane.stride..][..plane.stride].as_chunks::<2>();
+        let (x, _) = rows.codes[token * rows.stride..][..rows.stride].as_chunks::<2>();
         for g in 0..records.groups {
             let record = &panel[records.start(g)..][..records.bytes(g)];
             let x = &x[g * records.group..][..records.inputs(g).next_multiple_of(QUAD)];
-            let group = plane.scales[token * records.groups + g];
+            let group = rows.scales[token * records.groups + g];
             for (tile, y) in tiles.clone().zip(y.as_chunks_mut::<TILE>().0) {
                 match records.trailer {
                     Trailer::Scales { .. } => {
@@ -66,8 +66,8 @@ pub(crate) fn integer(
                         finish(records, &record[records.scales(records.steps(g))..], tile, &group, &sums, y);
                     }
                     Trailer::Super(kind) => {
-                        let sub = &plane.subs[token * records.groups + g];
-                        super_block(records, kind, record, tile, x, plane.shape.planes(), &group, sub, y);
+                        let sub = &rows.subs[token * records.groups + g];
+                        super_block(records, kind, record, tile, x, rows.shape.planes(), &group, sub, y);
                     }
                 }
             }

@@ -45,7 +45,7 @@ pub fn self_tests() -> Vec<SelfTest> {
 }
 
 /// The level in force, or the best below it that passes its self-test. Scalar needs no test: it is the specification.
-pub(super) fn best() -> Isa {
+pub(crate) fn best() -> Isa {
     static BEST: OnceLock<Isa> = OnceLock::new();
     *BEST.get_or_init(|| {
         let usable = |isa: &Isa| *isa <= Isa::active() && isa.available();

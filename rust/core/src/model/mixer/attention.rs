@@ -1,7 +1,7 @@
 //! Softmax attention (Vaswani et al. 2017) with grouped key-value heads (arXiv 2305.13245), rotated queries and keys.
 
 use super::super::forward::{Pass, Stream, sized};
-use super::super::names::{Norm, Role};
+use super::super::names::{Norm, Part, Role};
 use super::super::weights::{Linear, Loader, MatrixSpec, Section};
 use crate::engine::cache::Cache;
 use crate::error::Error;
@@ -34,10 +34,21 @@ pub struct AttentionSpec {
     pub qkv_bias: bool,
     /// Bias on the output.
     pub output_bias: bool,
-    /// RMS norms over each head of queries and keys.
-    pub qk_norm: bool,
+    /// RMS norms of queries and keys.
+    pub head_norm: Option<HeadNorm>,
+    /// A logit for each head that takes part in the softmax and has no value (gpt-oss).
+    pub sinks: bool,
     /// A gate for each element of the heads' results; it stands behind its head's query in the query's tensor.
     pub gated: bool,
+}
+
+/// What an RMS norm of queries or keys goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadNorm {
+    /// Each head by itself, all with the same weights.
+    Each,
+    /// All heads of a row (`OLMoE`).
+    Together,
 }
 
 /// Attention's tensors.
@@ -48,9 +59,11 @@ pub(in crate::model) struct Attention {
     gate: Option<Linear>,
     key: Linear,
     value: Linear,
-    /// Over each head of queries and of keys.
+    /// Of queries and of keys.
     head_norms: Option<(Vec<f32>, Vec<f32>)>,
     output: Linear,
+    /// `(heads,)`.
+    sinks: Option<Vec<f32>>,
 }
 
 /// Buffers of the forward pass.
@@ -79,7 +92,7 @@ impl AttentionSpec {
     /// One half of each head in a tensor that has twice the rows.
     fn half(&self, matrix: MatrixSpec, offset: usize) -> MatrixSpec {
         let (rows, width) = (matrix.rows, self.head_dim);
-        matrix.part_of(2 * rows, vec![Section { rows, width, offset, period: 2 * width }])
+        matrix.sections(2 * rows, vec![Section { rows, width, offset, period: 2 * width }])
     }
 
     /// Keys, values, output.
@@ -99,15 +112,20 @@ impl AttentionSpec {
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Attention, Error> {
         let hidden = loader.config.hidden;
         let [key, value, output] = self.others(hidden);
-        let norm = |norm| loader.norm(norm, layer, self.head_dim);
+        let norms = |over| {
+            let width = |heads: usize| self.head_dim * if over == HeadNorm::Each { 1 } else { heads };
+            let (heads, kv_heads) = (width(self.heads), width(self.kv_heads));
+            Ok::<_, Error>((loader.norm(Norm::Query, layer, heads)?, loader.norm(Norm::Key, layer, kv_heads)?))
+        };
         Ok(Attention {
             spec: self.clone(),
             query: loader.linear(&self.query(hidden), layer)?,
             gate: self.gate(hidden).map(|gate| loader.linear(&gate, layer)).transpose()?,
             key: loader.linear(&key, layer)?,
             value: loader.linear(&value, layer)?,
-            head_norms: self.qk_norm.then(|| Ok::<_, Error>((norm(Norm::Query)?, norm(Norm::Key)?))).transpose()?,
+            head_norms: self.head_norm.map(norms).transpose()?,
             output: loader.linear(&output, layer)?,
+            sinks: self.sinks.then(|| loader.vector(&loader.name(Part::Sinks, layer), self.heads)).transpose()?,
         })
     }
 }
@@ -164,6 +182,7 @@ impl Attention {
             scale: spec.scale,
             window: spec.window,
             softcap: spec.softcap,
+            sinks: self.sinks.as_deref(),
         };
         let attended = sized(&mut buffers.attended, t * wide);
         attention(pool, queries, pass.batch.spans, cache.pages(layer), &shape, attended);

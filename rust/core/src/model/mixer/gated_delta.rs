@@ -98,10 +98,10 @@ impl GatedDeltaSpec {
         let (all, gates) = (2 * key + 2 * value, 2 * group);
         let inputs = vec![section(key, 0, all), section(key, key, all), section(value, 2 * key, all)];
         [
-            input.part_of(self.key_heads * all, inputs),
-            gate.part_of(self.key_heads * all, vec![section(value, 2 * key + value, all)]),
-            decay.part_of(self.key_heads * gates, vec![section(group, group, gates)]),
-            rate.part_of(self.key_heads * gates, vec![section(group, 0, gates)]),
+            input.sections(self.key_heads * all, inputs),
+            gate.sections(self.key_heads * all, vec![section(value, 2 * key + value, all)]),
+            decay.sections(self.key_heads * gates, vec![section(group, group, gates)]),
+            rate.sections(self.key_heads * gates, vec![section(group, 0, gates)]),
             output,
         ]
     }

@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod gated_delta;
+pub mod latent;
 pub mod short_convolution;
 
 use super::forward::{Pass, Stream};
@@ -13,7 +14,9 @@ use super::weights::{Linear, Loader, MatrixSpec};
 use crate::engine::cache::Cache;
 use crate::error::Error;
 use attention::{Attention, AttentionSpec};
+use farthing_kernels::format::PackedMatrix;
 use gated_delta::{GatedDelta, GatedDeltaSpec};
+use latent::{LatentAttention, LatentAttentionSpec};
 use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 
 /// A mixer's description.
@@ -21,6 +24,8 @@ use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 pub enum MixerSpec {
     /// Softmax attention over the keys and values of all rows before.
     Attention(AttentionSpec),
+    /// Attention whose keys and values are maps of one latent for each token.
+    Latent(LatentAttentionSpec),
     /// A gated convolution over a few rows before.
     ShortConvolution(ShortConvolutionSpec),
     /// A state for each head that the gated delta rule corrects.
@@ -33,6 +38,7 @@ pub enum MixerSpec {
 #[allow(clippy::large_enum_variant)]
 pub(super) enum Mixer {
     Attention(Attention),
+    Latent(LatentAttention),
     ShortConvolution(ShortConvolution),
     GatedDelta(GatedDelta),
 }
@@ -41,6 +47,7 @@ pub(super) enum Mixer {
 #[derive(Default)]
 pub(super) struct Buffers {
     attention: attention::Buffers,
+    latent: latent::Buffers,
     short_convolution: short_convolution::Buffers,
     gated_delta: gated_delta::Buffers,
 }
@@ -50,6 +57,7 @@ impl MixerSpec {
     pub fn keys(&self) -> (usize, usize) {
         match self {
             MixerSpec::Attention(spec) => (spec.kv_heads, spec.head_dim),
+            MixerSpec::Latent(spec) => (1, spec.row()),
             MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => (0, 0),
         }
     }
@@ -58,14 +66,14 @@ impl MixerSpec {
     pub fn window(&self) -> Option<usize> {
         match self {
             MixerSpec::Attention(spec) => spec.window,
-            MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => None,
+            MixerSpec::Latent(_) | MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => None,
         }
     }
 
     /// Floats of the state that a sequence keeps, however long it is.
     pub fn state_floats(&self) -> usize {
         match self {
-            MixerSpec::Attention(_) => 0,
+            MixerSpec::Attention(_) | MixerSpec::Latent(_) => 0,
             MixerSpec::ShortConvolution(spec) => spec.state_floats(),
             MixerSpec::GatedDelta(spec) => spec.state_floats(),
         }
@@ -75,6 +83,7 @@ impl MixerSpec {
     pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
         match self {
             MixerSpec::Attention(spec) => spec.matrices(hidden),
+            MixerSpec::Latent(spec) => spec.matrices(hidden),
             MixerSpec::ShortConvolution(spec) => spec.matrices().into(),
             MixerSpec::GatedDelta(spec) => spec.matrices(hidden).into(),
         }
@@ -83,6 +92,7 @@ impl MixerSpec {
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Mixer, Error> {
         Ok(match self {
             MixerSpec::Attention(spec) => Mixer::Attention(spec.load(loader, layer)?),
+            MixerSpec::Latent(spec) => Mixer::Latent(spec.load(loader, layer)?),
             MixerSpec::ShortConvolution(spec) => Mixer::ShortConvolution(spec.load(loader, layer)?),
             MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(spec.load(loader, layer)?),
         })
@@ -91,11 +101,12 @@ impl MixerSpec {
 
 impl Mixer {
     /// The matrices with their roles, in the order of use.
-    pub(super) fn linears(&self) -> Vec<(Role, &Linear)> {
+    pub(super) fn matrices(&self) -> Vec<(Role, &PackedMatrix)> {
         match self {
-            Mixer::Attention(mixer) => mixer.linears(),
-            Mixer::ShortConvolution(mixer) => mixer.linears().into(),
-            Mixer::GatedDelta(mixer) => mixer.linears().into(),
+            Mixer::Attention(mixer) => bare(mixer.linears()),
+            Mixer::Latent(mixer) => mixer.matrices(),
+            Mixer::ShortConvolution(mixer) => bare(mixer.linears()),
+            Mixer::GatedDelta(mixer) => bare(mixer.linears()),
         }
     }
 
@@ -112,6 +123,7 @@ impl Mixer {
     ) {
         match self {
             Mixer::Attention(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.attention, after),
+            Mixer::Latent(mixer) => mixer.forward(pass, layer, cache, stream, &mut buffers.latent, after),
             Mixer::ShortConvolution(mixer) => {
                 mixer.forward(pass, cache.states(layer), stream, &mut buffers.short_convolution, after);
             }
@@ -120,4 +132,9 @@ impl Mixer {
             }
         }
     }
+}
+
+/// The matrices without their biases.
+fn bare<'a>(linears: impl IntoIterator<Item = (Role, &'a Linear)>) -> Vec<(Role, &'a PackedMatrix)> {
+    linears.into_iter().map(|(role, linear)| (role, &linear.matrix)).collect()
 }

@@ -7,9 +7,8 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::format::layout::{Codes, Records, Trailer};
-use crate::format::{FloatType, Precision, SuperBlock};
+use crate::format::{FloatType, SuperBlock};
 use crate::matmul::block::{self, Bytes, Four, Lookup, Operands, Place, Six, Source, Two};
-use crate::matmul::input::{Group, Shape, Sink, levels};
 use crate::matmul::lanes::Lanes;
 use crate::matmul::panel::Level;
 use crate::matmul::x86_64::{intrinsics, memory, shells};
@@ -181,116 +180,5 @@ impl Level for Avx512Vbmi {
     unsafe fn unpack_base_three(records: &Records, panel: *const u8, out: *mut u8, ahead: usize) {
         // SAFETY: the caller's promise.
         unsafe { Self::base_three_to_two(records, panel, out, ahead) }
-    }
-}
-
-/// Groups whose divisions share vectors.
-const BATCH: usize = 16;
-/// How far ahead activations are fetched.
-const PAGE: usize = 4096;
-
-#[repr(align(64))]
-struct Batch<T>([T; BATCH]);
-
-/// Quantises one row `x` by groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::matmul) fn quantize(x: &[f32], shape: Shape, mut sink: Sink<'_>) {
-    let sign = _mm512_set1_epi32(i32::MAX);
-    for (batch, x) in x.chunks(BATCH * shape.group).enumerate() {
-        let mut absmax = Batch([0; BATCH]);
-        for (absmax, x) in absmax.0.iter_mut().zip(x.chunks(shape.group)) {
-            let mut max = _mm512_setzero_si512();
-            for x in x.chunks(16) {
-                _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(PAGE));
-                max = _mm512_max_epi32(max, _mm512_and_si512(_mm512_castps_si512(load(x)), sign));
-            }
-            *absmax = _mm512_reduce_max_epi32(max);
-        }
-        let (factors, steps) = factors_of(&absmax, shape.precision);
-        for (i, x) in x.chunks(shape.group).enumerate() {
-            let g = batch * BATCH + i;
-            let sum = quantize_group(x, factors.0[i], shape, g, &mut sink);
-            sink.group(g, Group::new(steps.0[i], sum));
-        }
-    }
-}
-
-/// Rounds group `g` to codes, stores them and returns their sum.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn quantize_group(x: &[f32], factor: f32, shape: Shape, g: usize, sink: &mut Sink<'_>) -> i32 {
-    let supers = sink.sub(g).is_some();
-    let (plane, two) = (g * shape.group * shape.planes(), shape.planes() == 2);
-    let second = plane + shape.plane(g);
-    let mut sums = _mm512_setzero_si512();
-    let mut parts = [[0; 16]; 2];
-    for (v, x) in x.chunks(16).enumerate() {
-        // A factor of 0 keeps Inf and NaN out: they would not become 0 by themselves. The default rounding is half to even.
-        let xq = if factor == 0.0 {
-            _mm512_setzero_si512()
-        } else {
-            _mm512_cvtps_epi32(_mm512_mul_ps(load(x), _mm512_set1_ps(factor)))
-        };
-        sums = _mm512_add_epi32(sums, xq);
-        let (high, low) = (_mm512_srai_epi32::<7>(xq), _mm512_and_si512(xq, _mm512_set1_epi32(127)));
-        sink.store(plane, 16 * v, &bytes(if two { high } else { xq }));
-        if two {
-            sink.store(second, 16 * v, &bytes(low));
-        }
-        if supers {
-            parts[0][v] = _mm512_reduce_add_epi32(if two { high } else { xq });
-            parts[1][v] = _mm512_reduce_add_epi32(low);
-        }
-    }
-    if let Some(sub) = sink.sub(g) {
-        (0..shape.planes()).for_each(|plane| sub.set(plane, &parts[plane]));
-    }
-    for first in (x.len().next_multiple_of(16)..shape.plane(g)).step_by(16) {
-        sink.store(plane, first, &[0; 16]);
-        if two {
-            sink.store(second, first, &[0; 16]);
-        }
-    }
-    _mm512_reduce_add_epi32(sums)
-}
-
-/// The low bytes of 16 lanes.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn bytes(x: __m512i) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    // SAFETY: there are 16 bytes.
-    unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(x)) };
-    bytes
-}
-
-/// Up to 16 floats, then zeros.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(x: &[f32]) -> __m512 {
-    let mask = if x.len() == 16 { u16::MAX } else { (1 << x.len()) - 1 };
-    // SAFETY: the mask covers the elements of the slice.
-    unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) }
-}
-
-/// `input::factors` of 16 groups.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn factors_of(absmax: &Batch<i32>, precision: Precision) -> (Batch<f32>, Batch<f32>) {
-    let levels = _mm512_set1_ps(levels(precision));
-    let infinity = _mm512_set1_epi32(f32::INFINITY.to_bits() as i32);
-    // SAFETY: the arrays have 16 elements and are aligned.
-    unsafe {
-        let bits = _mm512_load_si512(absmax.0.as_ptr().cast());
-        let absmax = _mm512_castsi512_ps(bits);
-        let inverse = _mm512_div_ps(levels, absmax);
-        let finite = _mm512_cmplt_epi32_mask(bits, infinity);
-        let usable = finite & _mm512_cmplt_epi32_mask(_mm512_castps_si512(inverse), infinity);
-        let scale = _mm512_maskz_div_ps(usable, absmax, levels);
-        let scale = _mm512_mask_blend_ps(finite, _mm512_set1_ps(f32::NAN), scale);
-        let (mut factors, mut scales) = (Batch([0.0; BATCH]), Batch([0.0; BATCH]));
-        _mm512_store_ps(factors.0.as_mut_ptr(), _mm512_maskz_mov_ps(usable, inverse));
-        _mm512_store_ps(scales.0.as_mut_ptr(), scale);
-        (factors, scales)
     }
 }

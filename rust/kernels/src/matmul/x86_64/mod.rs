@@ -5,6 +5,7 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512;
+pub(super) mod quantize;
 
 /// Methods of `Lanes` that are one expression of intrinsics.
 macro_rules! intrinsics {

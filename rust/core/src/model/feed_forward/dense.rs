@@ -1,18 +1,11 @@
-//! What a block does to each row alone: its second half.
+//! One gated network (Shazeer 2020) for all rows.
 
-use super::forward::{Pass, Stream, sized};
-use super::names::Role;
-use super::weights::{Linear, Loader, MatrixSpec};
+use super::super::forward::{Pass, Stream, sized};
+use super::super::names::Role;
+use super::super::weights::{Linear, Loader, MatrixSpec};
 use crate::error::Error;
 use farthing_kernels::activation::{Activation, activate_multiply};
 use farthing_kernels::matmul::{gated, matmul};
-
-/// A feed-forward part's description.
-#[derive(Clone, Debug, PartialEq)]
-pub enum FeedForwardSpec {
-    /// One gated network (Shazeer 2020) for all rows.
-    Dense(DenseSpec),
-}
 
 /// `down(activation(gate(x)) · up(x))`.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,22 +18,16 @@ pub struct DenseSpec {
     pub bias: bool,
 }
 
-/// A feed-forward part's tensors.
-#[derive(Debug)]
-pub(super) enum FeedForward {
-    Dense(Dense),
-}
-
 /// A gated network's tensors.
 #[derive(Debug)]
-pub(super) struct Dense {
+pub(in crate::model) struct Dense {
     spec: DenseSpec,
     gate: Linear,
     up: Linear,
     down: Linear,
 }
 
-/// Buffers of every kind of feed-forward part.
+/// Buffers of the forward pass.
 #[derive(Default)]
 pub(super) struct Buffers {
     /// `(t, intermediate)`.
@@ -48,39 +35,8 @@ pub(super) struct Buffers {
     other: Vec<f32>,
 }
 
-impl FeedForwardSpec {
-    /// Every matrix, in the order of use.
-    pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
-        match self {
-            FeedForwardSpec::Dense(spec) => spec.matrices(hidden).into(),
-        }
-    }
-
-    pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<FeedForward, Error> {
-        Ok(match self {
-            FeedForwardSpec::Dense(spec) => FeedForward::Dense(spec.load(loader, layer)?),
-        })
-    }
-}
-
-impl FeedForward {
-    /// The matrices with their roles, in the order of use.
-    pub(super) fn linears(&self) -> Vec<(Role, &Linear)> {
-        match self {
-            FeedForward::Dense(part) => part.linears().into(),
-        }
-    }
-
-    /// Adds to the stream what becomes of its rows, already normed; `after`: the norm of what is added.
-    pub(super) fn forward(&self, pass: &Pass<'_>, stream: &mut Stream, buffers: &mut Buffers, after: Option<&[f32]>) {
-        match self {
-            FeedForward::Dense(part) => part.forward(pass, stream, buffers, after),
-        }
-    }
-}
-
 impl DenseSpec {
-    fn matrices(&self, hidden: usize) -> [MatrixSpec; 3] {
+    pub(super) fn matrices(&self, hidden: usize) -> [MatrixSpec; 3] {
         [
             MatrixSpec::new(Role::Gate, self.intermediate, hidden).biased(self.bias),
             MatrixSpec::new(Role::Up, self.intermediate, hidden).biased(self.bias),
@@ -88,7 +44,7 @@ impl DenseSpec {
         ]
     }
 
-    fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Dense, Error> {
+    pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<Dense, Error> {
         let [gate, up, down] = self.matrices(loader.config.hidden);
         Ok(Dense {
             spec: self.clone(),
@@ -100,11 +56,11 @@ impl DenseSpec {
 }
 
 impl Dense {
-    fn linears(&self) -> [(Role, &Linear); 3] {
+    pub(super) fn linears(&self) -> [(Role, &Linear); 3] {
         [(Role::Gate, &self.gate), (Role::Up, &self.up), (Role::Down, &self.down)]
     }
 
-    fn forward(&self, pass: &Pass<'_>, stream: &mut Stream, buffers: &mut Buffers, after: Option<&[f32]>) {
+    pub(super) fn forward(&self, pass: &Pass<'_>, stream: &mut Stream, buffers: &mut Buffers, after: Option<&[f32]>) {
         let (t, pool, Dense { spec, gate, up, down }) = (pass.rows(), pass.pool, self);
         pass.prepare(stream, &[gate, up]);
         let inner = sized(&mut buffers.inner, t * spec.intermediate);
