@@ -189,6 +189,48 @@ def test_damaged_convolutions(changes: dict[str, Any], tiny_directory: Callable[
     assert "got" in str(caught.value) or "expected" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3_5", {"layer_types": ["conv"] * 4}),
+        ("qwen3_5", {"layer_types": ["linear_attention"] * 3}),
+        ("qwen3_5", {"layer_types": ["linear_attention"] * 4}),
+        ("qwen3_5", {"linear_num_value_heads": 3}),
+        ("qwen3_5", {"linear_num_key_heads": 0}),
+        ("qwen3_5", {"linear_num_key_heads": 4}),
+        ("qwen3_5", {"linear_key_head_dim": 17}),
+        ("qwen3_5", {"linear_value_head_dim": 2**40}),
+        ("qwen3_5", {"linear_conv_kernel_dim": 0}),
+        ("qwen3_5", {"linear_conv_kernel_dim": 3}),
+        ("qwen3_5", {"partial_rotary_factor": "all"}),
+        ("qwen3_5", {"full_attention_interval": 0}),
+        ("qwen3_5", {"attention_bias": True}),
+        ("qwen3_next-dense", {"linear_num_value_heads": 4}),
+        ("qwen3_next-dense", {"num_experts": -1}),
+        ("qwen3_next-dense", {"num_experts": 8, "mlp_only_layers": [4]}),
+    ],
+    ids=str,
+)
+def test_damaged_delta_rules(
+    name: str, changes: dict[str, Any], tiny_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Hybrids of Qwen, likewise."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_directory(name), copy)
+    configure(**changes)(copy)
+    with pytest.raises(ft.FormatError) as caught:
+        ft.LLM(copy)
+    assert "got" in str(caught.value) or "expected" in str(caught.value)
+
+
+def test_experts_of_a_hybrid_say_what_works(tiny_directory: Callable[[str], Path], tmp_path: Path) -> None:
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_directory("qwen3_next-dense"), copy)
+    configure(num_experts=8)(copy)
+    with pytest.raises(ft.UnsupportedError, match="experts in layer 0"):
+        ft.LLM(copy)
+
+
 def test_undamaged_directory(directory: Path) -> None:
     """The fixture itself loads, so the cases above fail for the reason they name."""
     assert ft.LLM(directory).logits([1]).shape == (1, tiny.VOCABULARY)

@@ -298,6 +298,43 @@ LFM2 = [
         {"num_hidden_layers": 2, "layer_types": ["conv", "conv"], "conv_L_cache": 1, "block_ffn_dim_multiplier": 0.7},
     ),
 ]
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
+PARTIAL = {"partial_rotary_factor": 0.25}
+QWEN_HYBRID = [
+    Tiny("qwen3_5", "Qwen3_5TextConfig", {**DELTA, "rope_parameters": rope("default", 1000000.0, **PARTIAL)}),
+    Tiny(
+        "qwen3_5-biases-tied",
+        "Qwen3_5TextConfig",
+        {
+            **DELTA,
+            "hidden_size": 44,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_key_head_dim": 7,
+            "linear_value_head_dim": 70,
+            "linear_conv_kernel_dim": 2,
+            "head_dim": 24,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": rope("default", partial_rotary_factor=0.5),
+        },
+    ),
+    Tiny(
+        "qwen3_next-dense",
+        "Qwen3NextConfig",
+        {**DELTA, "num_experts": 0, "linear_num_value_heads": 6, "rope_parameters": rope("default", **PARTIAL)},
+    ),
+    Tiny("qwen3_next-one-key-head", "Qwen3NextConfig", {**DELTA, "num_experts": 0, "linear_num_key_heads": 1}),
+]
 LATENT: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -349,7 +386,7 @@ MLA = [
         {**LATENT, "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
     ),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + MOE + MLA
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + QWEN_HYBRID + MOE + MLA
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:
@@ -372,8 +409,9 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
 
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:  # Gemma stores the difference from one
-                weight.copy_(normal(weight.shape, 0.3) + (0.0 if tiny.config_class.startswith("Gemma") else 1.0))
+            if "norm" in name:  # Gemma and the hybrids of Qwen store the difference from one
+                offset = tiny.config_class.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) and "linear_attn" not in name
+                weight.copy_(normal(weight.shape, 0.3) + (0.0 if offset else 1.0))
             elif name.endswith("bias"):
                 weight.copy_(normal(weight.shape, 0.3))
             else:  # rows of q and k larger than the rest, so that attention is not uniform

@@ -10,13 +10,14 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
     let model_type = match architecture {
         "llama" | "qwen2" | "qwen3" | "smollm3" | "lfm2" | "olmoe" | "granite" | "granitemoe" => architecture,
         "gemma3" => "gemma3_text",
+        "qwen35" => "qwen3_5_text",
         "qwen2moe" => "qwen2_moe",
         "qwen3moe" => "qwen3_moe",
         "gpt-oss" => "gpt_oss",
         other => {
             return Err(Error::unsupported(
                 format!("GGUF architecture {other:?}"),
-                "the architectures llama, smollm3, qwen2, qwen3, gemma3, lfm2, granite, qwen2moe, qwen3moe, olmoe, granitemoe \
+                "the architectures llama, smollm3, qwen2, qwen3, qwen35, gemma3, lfm2, granite, qwen2moe, qwen3moe, olmoe, granitemoe \
                  and gpt-oss load",
             ));
         }
@@ -32,6 +33,11 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
         ("attention.key_length", "head_dim"),
         ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
         ("shortconv.l_cache", "conv_L_cache"),
+        ("full_attention_interval", "full_attention_interval"),
+        ("ssm.conv_kernel", "linear_conv_kernel_dim"),
+        ("ssm.state_size", "linear_key_head_dim"),
+        ("ssm.group_count", "linear_num_key_heads"),
+        ("ssm.time_step_rank", "linear_num_value_heads"),
         ("attention.sliding_window", "sliding_window"),
         ("context_length", "max_position_embeddings"),
         ("rope.freq_base", "rope_theta"),
@@ -123,6 +129,21 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
             config.insert("block_auto_adjust_ff_dim".into(), json!(false));
             if let Some(epsilon) = config.remove("rms_norm_eps") {
                 config.insert("norm_eps".into(), epsilon);
+            }
+        }
+        "qwen35" => {
+            let count = |key: &str| float(key).and_then(|value| value.as_u64());
+            // Value heads share their width; layers that only draft come last and are left out.
+            if let (Some(inner), Some(heads)) = (count("ssm.inner_size"), count("ssm.time_step_rank")) {
+                config.insert("linear_value_head_dim".into(), json!(inner.checked_div(heads).unwrap_or(0)));
+            }
+            if let (Some(all), Some(drafting)) = (count("block_count"), count("nextn_predict_layers")) {
+                config.insert("num_hidden_layers".into(), json!(all.saturating_sub(drafting)));
+            }
+            if let Some(recurrent) = gguf.read::<Vec<bool>>("qwen35.attention.recurrent_layers")? {
+                let kind = |recurrent: &bool| if *recurrent { "linear_attention" } else { "full_attention" };
+                let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0) as usize;
+                config.insert("layer_types".into(), recurrent.iter().take(layers).map(kind).collect());
             }
         }
         "gemma3" => {

@@ -20,6 +20,7 @@ mod mixtral;
 mod names;
 mod olmoe;
 mod qwen;
+mod qwen_hybrid;
 mod qwen_moe;
 mod weights;
 
@@ -81,10 +82,8 @@ impl Model {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Model, Error> {
         let config = describe(checkpoint)?;
-        let (convention, interleaved) = match &checkpoint.metadata {
-            Metadata::HuggingFace(_) => (Convention::HuggingFace, false),
-            Metadata::Gguf(_) => (Convention::Gguf, INTERLEAVED.contains(&config.family.as_str())),
-        };
+        let convention = Convention::of(checkpoint);
+        let interleaved = convention == Convention::Gguf && INTERLEAVED.contains(&config.family.as_str());
         let done = AtomicU64::new(0);
         let loader = Loader {
             checkpoint,
