@@ -335,6 +335,30 @@ QWEN_HYBRID = [
     ),
     Tiny("qwen3_next-one-key-head", "Qwen3NextConfig", {**DELTA, "num_experts": 0, "linear_num_key_heads": 1}),
 ]
+CHOSEN: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 28,
+}
+HYBRID_MOE = [
+    Tiny("qwen3_next-moe", "Qwen3NextConfig", {**DELTA, **CHOSEN, "rope_parameters": rope("default", **PARTIAL)}),
+    Tiny("qwen3_next-mixed", "Qwen3NextConfig", {**DELTA, **CHOSEN, "norm_topk_prob": False, "mlp_only_layers": [2]}),
+    Tiny("qwen3_5-moe", "Qwen3_5MoeTextConfig", {**DELTA, **CHOSEN, "rope_parameters": rope("default", **PARTIAL)}),
+    Tiny("lfm2-moe", "Lfm2MoeConfig", {**LFM2_LAYERS, **CHOSEN, "num_dense_layers": 1}),
+    Tiny(
+        "lfm2-moe-unbiased",
+        "Lfm2MoeConfig",
+        {
+            **LFM2_LAYERS,
+            **CHOSEN,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
+]
 LATENT: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -386,7 +410,7 @@ MLA = [
         {**LATENT, "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
     ),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + QWEN_HYBRID + MOE + MLA
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + QWEN_HYBRID + HYBRID_MOE + MOE + MLA
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:
@@ -417,6 +441,9 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
             else:  # rows of q and k larger than the rest, so that attention is not uniform
                 gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
                 weight.copy_(normal(weight.shape, gain * weight.shape[-1] ** -0.5))
+        for name, bias in model.named_buffers():
+            if name.endswith(("expert_bias", "e_score_correction_bias")):
+                bias.copy_(normal(bias.shape, 0.3))
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)
     if tiny.legacy:

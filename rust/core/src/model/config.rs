@@ -87,13 +87,15 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "granite" | "granitemoe" => super::granite::describe(&reader, &family)?,
         "gpt_oss" => super::gpt_oss::describe(&reader)?,
         "deepseek_v3" | "mistral4" => super::deepseek::describe(&reader, &family)?,
-        "lfm2" => super::lfm2::describe(&reader)?,
-        "qwen3_next" | "qwen3_5" | "qwen3_5_text" => super::qwen_hybrid::describe(&reader, &family)?,
+        "lfm2" | "lfm2_moe" => super::lfm2::describe(&reader, &family)?,
+        "qwen3_next" | "qwen3_5" | "qwen3_5_text" | "qwen3_5_moe" | "qwen3_5_moe_text" => {
+            super::qwen_hybrid::describe(&reader, &family)?
+        }
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
-                "the families llama, mistral, smollm3, qwen2, qwen3, qwen3_next, qwen3_5, gemma3_text, lfm2, granite, mixtral, qwen2_moe, qwen3_moe, \
-                 olmoe, granitemoe, gpt_oss, deepseek_v3 and mistral4 load",
+                "the families llama, mistral, smollm3, qwen2, qwen3, qwen3_next, qwen3_5, gemma3_text, lfm2, granite, mixtral, \
+                 qwen2_moe, qwen3_moe, qwen3_5_moe, olmoe, granitemoe, lfm2_moe, gpt_oss, deepseek_v3 and mistral4 load",
             ));
         }
     };
