@@ -292,9 +292,7 @@ def test_layouts_are_the_same_experts() -> None:
     transposed = PackedExperts.from_arrays(turns.mT, down.mT, "int8", transposed=True, **options)
     assert torch.equal(transposed(*given), wanted)
     arrays = {name: value.numpy() for name, value in biases.items()}
-    packed = PackedExperts.from_arrays(
-        turns.numpy(), down.numpy(), "int8", group=16, layout="interleaved", **arrays
-    )
+    packed = PackedExperts.from_arrays(turns.numpy(), down.numpy(), "int8", group=16, layout="interleaved", **arrays)
     got = packed(*(part.numpy() for part in given))
     assert isinstance(got, np.ndarray)
     assert np.array_equal(got, wanted.numpy())
