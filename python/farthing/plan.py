@@ -22,6 +22,8 @@ class Plan:
     Attributes:
         family: the architecture.
         context: longest sequence the model was made for.
+        parameters: weights of its matrices.
+        active_parameters: of which one token is multiplied with (its experts, and no embedding that is not the head).
         file_bytes: bytes of its files.
         resident_bytes: bytes of weights that stay in memory.
         bytes_per_token: bytes of weights one decoded token reads when it is alone in its pass.
@@ -36,6 +38,8 @@ class Plan:
 
     family: str
     context: int
+    parameters: int
+    active_parameters: int
     file_bytes: int
     resident_bytes: int
     bytes_per_token: int
@@ -52,6 +56,7 @@ class Plan:
         rows = [
             ("family", self.family),
             ("context", f"{self.context} tokens"),
+            ("parameters", f"{self.parameters / 1e9:.3g} G, {self.active_parameters / 1e9:.3g} G for a token"),
             ("files", size(self.file_bytes)),
             ("weights in memory", size(self.resident_bytes)),
             ("weights read per token", size(self.bytes_per_token)),
@@ -93,6 +98,8 @@ def plan(
     return Plan(
         family=core.family,
         context=core.context,
+        parameters=core.parameters[0],
+        active_parameters=core.parameters[1],
         file_bytes=core.file_bytes,
         resident_bytes=core.resident_bytes,
         bytes_per_token=core.bytes_per_token,

@@ -164,9 +164,7 @@ class _Changes:
                 values[name] = old
 
 
-def _pack_linears(
-    model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes
-) -> None:
+def _pack_linears(model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes) -> None:
     made: dict[int, Linear] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not name or not _is_linear(module):
@@ -201,9 +199,7 @@ def _fuse(model: nn.Module, report: Report, changes: _Changes) -> None:
             report.fused["queries, keys and values in one call"] += 1
 
 
-def _pack_experts(
-    model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes
-) -> None:
+def _pack_experts(model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes) -> None:
     for name, module in list(model.named_modules()):
         if not is_experts(module):
             continue

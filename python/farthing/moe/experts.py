@@ -183,9 +183,7 @@ class PackedExperts:
             raise UnsupportedError(f"{kind}: it normalises what an expert gives, which packed experts do not")
         if experts.activation is None or experts.has_gate == (experts.activation == "relu_squared"):
             raise UnsupportedError(f"{kind}: between its products stands a function that packed experts do not know")
-        return cls(
-            experts, weights, activation=experts.activation, alpha=experts.alpha, limit=experts.limit, **options
-        )
+        return cls(experts, weights, activation=experts.activation, alpha=experts.alpha, limit=experts.limit, **options)
 
     def __call__(self, hidden: Any, ids: Any, weights: Any) -> Any:
         """Runs each token through its experts.

@@ -26,6 +26,13 @@ impl Plan {
         self.0.config.context
     }
 
+    /// (in all, multiplied for one token).
+    #[getter]
+    fn parameters(&self) -> (u64, u64) {
+        let parameters = self.0.config.parameters();
+        (parameters.total, parameters.active)
+    }
+
     #[getter]
     fn file_bytes(&self) -> u64 {
         self.0.file_bytes

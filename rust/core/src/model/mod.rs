@@ -19,6 +19,7 @@ mod llama;
 mod mixtral;
 mod names;
 mod olmoe;
+mod parameters;
 mod qwen;
 mod qwen_hybrid;
 mod qwen_moe;
@@ -27,6 +28,7 @@ mod weights;
 pub use explain::MatrixReport;
 pub use forward::{Batch, Row, Scratch};
 pub use names::{Names, Role};
+pub use parameters::Parameters;
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
