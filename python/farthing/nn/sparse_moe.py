@@ -100,7 +100,7 @@ class SparseMoe(nn.Module):
         >>> y.shape, layer.statistics().tokens
         (torch.Size([2, 5, 64]), 10)
         >>> layer.pack("int4", group=16).experts
-        Experts(PackedExperts(8 experts, 64 → 48 → 64, silu, int4 g16 symmetric f16, a16, 46.1 kB))
+        Experts(PackedExperts(8 experts, 64 → 48 → 64, silu, int4 g16 symmetric f16, a16, 48.1 kB))
     """
 
     experts: FloatExperts | Experts
