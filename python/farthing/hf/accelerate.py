@@ -82,8 +82,8 @@ def accelerate(
 
     Args:
         model: any model on the CPU, of transformers or not.
-        weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16`` for linear layers; None leaves them, and norms, alone.
-        experts: the same or ``ternary``, ``mxfp4``, ``nf4``, ``iq4_nl`` for mixtures of experts; None leaves them alone.
+        weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16`` for linear layers; None leaves them and norms alone.
+        experts: the same or ``ternary``, ``mxfp4``, ``nf4``, ``iq4_nl`` for mixtures of experts; None leaves them.
         group: inputs that share a scale, 16, 32, 64 or 128.
         symmetric: a scale for each group; if false, a scale and a minimum.
         activations: precision of what the weights meet: ``a8``, ``a16``, ``f32``, or ``auto``, the engine's rule (8
