@@ -6,6 +6,8 @@
 mod file;
 mod layout;
 mod residency;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use file::{Store, Writer, store_path};
 pub(crate) use layout::{LayerShape, Layout, MatrixShape};
