@@ -12,20 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from .end_to_end import Rates, compare, table, tests
+from .random_gguf import VOCABULARY, Tensor, made, tokenizer
 
-Bytes = npt.NDArray[np.uint8]
-ALIGNMENT = 32
-VOCABULARY = 512
 FORMATS = ["Q4_0", "Q4_K", "ternary"]
 ENGINES = ["farthing", "farthing a8", "llama.cpp"]
 
@@ -40,72 +33,14 @@ class Shape:
     heads: int = 32
 
 
-# --- blocks of random codes, of variance 1 / columns; each function gives (rows, bytes of a row) ------------------
-
-
-def _half(value: float, shape: tuple[int, ...]) -> Bytes:
-    return np.broadcast_to(np.array([value], np.float16).view(np.uint8), (*shape, 2))
-
-
-def q4_0(random: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """Scale, 16 bytes of codes around 8."""
-    codes = random.integers(0, 256, (rows, columns // 32, 16), np.uint8)
-    return np.concatenate([_half(columns**-0.5 / 4.61, codes.shape[:2]), codes], 2).reshape(rows, -1)
-
-
-def q4_k(random: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """Scale and minimum of the block, the same six bits for all of its eight groups (63), 128 bytes of codes."""
-    codes = random.integers(0, 256, (rows, columns // 256, 128), np.uint8)
-    blocks = codes.shape[:2]
-    scale = columns**-0.5 / 4.61 / 63
-    fields = [_half(scale, blocks), _half(7.5 * scale, blocks), np.full((*blocks, 12), 255, np.uint8), codes]
-    return np.concatenate(fields, 2).reshape(rows, -1)
-
-
-# Bytes of four codes, each 0, 1 or 2.
-FOUR = np.array([a | b << 2 | c << 4 | d << 6 for a in range(3) for b in range(3) for c in range(3) for d in range(3)])
-
-
-def tq2_0(random: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """64 bytes of codes around 1, scale."""
-    codes = FOUR.astype(np.uint8)[random.integers(0, 81, (rows, columns // 256, 64), np.uint8)]
-    return np.concatenate([codes, _half((1.5 / columns) ** 0.5, codes.shape[:2])], 2).reshape(rows, -1)
-
-
-def iq2_bn(random: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """One float32 scale for the row, then codes around 1."""
-    codes = FOUR.astype(np.uint8)[random.integers(0, 81, (rows, columns // 4), np.uint8)]
-    scale = np.broadcast_to(np.array([(1.5 / columns) ** 0.5], np.float32).view(np.uint8), (rows, 4))
-    return np.concatenate([scale, codes], 1)
-
-
-def q8_0(random: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """Scale, 32 codes; of variance 1."""
-    codes = np.clip(random.normal(0, 30, (rows, columns // 32, 32)), -127, 127).astype(np.int8).view(np.uint8)
-    return np.concatenate([_half(1 / 30, codes.shape[:2]), codes], 2).reshape(rows, -1)
-
-
-# Number of the type in ggml.h, and the blocks.
-TYPES: dict[str, tuple[int, Callable[[np.random.Generator, int, int], Bytes]]] = {
-    "Q4_0": (2, q4_0),
-    "Q8_0": (8, q8_0),
-    "Q4_K": (12, q4_k),
-    "TQ2_0": (35, tq2_0),
-    "IQ2_BN": (135, iq2_bn),  # ik_llama.cpp's own
-}
-F32 = 0
-
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-
-def tensors(shape: Shape, kind: str) -> list[tuple[str, str, int, int]]:
+def tensors(shape: Shape, kind: str) -> list[Tensor]:
     """(name, type, rows, columns) of every tensor; the norms have one row of ones."""
     square, wide, tall = (
         (shape.hidden, shape.hidden),
         (shape.feed_forward, shape.hidden),
         (shape.hidden, shape.feed_forward),
     )
-    found = [("token_embd", "Q8_0", VOCABULARY, shape.hidden)]
+    found: list[Tensor] = [("token_embd", "Q8_0", VOCABULARY, shape.hidden)]
     for layer in range(shape.layers):
         found += [(f"blk.{layer}.{norm}_norm", "F32", 1, shape.hidden) for norm in ("attn", "ffn")]
         found += [(f"blk.{layer}.attn_{role}", kind, *square) for role in ("q", "k", "v", "output")]
@@ -114,20 +49,8 @@ def tensors(shape: Shape, kind: str) -> list[tuple[str, str, int, int]]:
     return [*found, ("output_norm", "F32", 1, shape.hidden), ("output", "Q8_0", VOCABULARY, shape.hidden)]
 
 
-def vocabulary() -> tuple[list[str], list[str]]:
-    """Tokens and merges: the 256 bytes as GPT-2 writes them, 255 pairs of letters, an end token."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    byte = {value: chr(value) for value in shown}
-    byte |= {value: chr(256 + i) for i, value in enumerate(v for v in range(256) if v not in byte)}
-    letters = "etaoinshrdlucmfw"
-    pairs = [(a, b) for a in letters for b in letters][: VOCABULARY - 257]
-    tokens = [*(byte[value] for value in range(256)), *(a + b for a, b in pairs), "<|end|>"]
-    return tokens, [f"{a} {b}" for a, b in pairs]
-
-
 def metadata(shape: Shape) -> dict[str, Any]:
     """What llama.cpp and farthing ask for."""
-    tokens, merges = vocabulary()
     return {
         "general.architecture": "llama",
         "llama.block_count": shape.layers,
@@ -140,77 +63,14 @@ def metadata(shape: Shape) -> dict[str, Any]:
         "llama.rope.dimension_count": shape.hidden // shape.heads,
         "llama.rope.freq_base": 10000.0,
         "llama.vocab_size": VOCABULARY,
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.token_type": [1] * (VOCABULARY - 1) + [3],
-        "tokenizer.ggml.eos_token_id": VOCABULARY - 1,
-        "tokenizer.ggml.add_bos_token": False,
+        **tokenizer(),
     }
-
-
-def _string(text: str) -> bytes:
-    encoded = text.encode()
-    return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _value(value: Any) -> bytes:
-    """The number of the value's type, and the value."""
-    if isinstance(value, bool):
-        return struct.pack("<IB", 7, value)
-    if isinstance(value, int):
-        return struct.pack("<II", 4, value)
-    if isinstance(value, float):
-        return struct.pack("<If", 6, value)
-    if isinstance(value, str):
-        return struct.pack("<I", 8) + _string(value)
-    items = [_string(item) if isinstance(item, str) else struct.pack("<i", item) for item in value]
-    return struct.pack("<IIQ", 9, 8 if isinstance(value[0], str) else 5, len(value)) + b"".join(items)
-
-
-def write(path: Path, shape: Shape, kind: str, seed: int = 0) -> Path:
-    """Writes a model whose matrices have the type ``kind``, one of TYPES."""
-    random, described = np.random.default_rng(seed), tensors(shape, kind)
-    sizes, unit = {}, np.random.default_rng(0)
-    for _, type_name, _, columns in described:
-        sizes[type_name, columns] = 4 * columns if type_name == "F32" else TYPES[type_name][1](unit, 1, columns).size
-    fields, header, offset = metadata(shape), bytearray(), 0
-    header += struct.pack("<4sIQQ", b"GGUF", 3, len(described), len(fields))
-    for name, value in fields.items():
-        header += _string(name) + _value(value)
-    for name, type_name, rows, columns in described:
-        norm = type_name == "F32"
-        extents = (columns,) if norm else (columns, rows)
-        header += _string(f"{name}.weight") + struct.pack(f"<I{len(extents)}Q", len(extents), *extents)
-        header += struct.pack("<IQ", F32 if norm else TYPES[type_name][0], offset)
-        offset += _padded(rows * sizes[type_name, columns])
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        _put(file, bytes(header))
-        for _, type_name, rows, columns in described:
-            norm = type_name == "F32"
-            _put(file, np.ones(columns, np.float32) if norm else TYPES[type_name][1](random, rows, columns))
-    return partial.rename(path)
-
-
-def _padded(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _put(file: BinaryIO, data: bytes | npt.NDArray[Any]) -> None:
-    file.write(data)
-    file.write(bytes(-file.tell() % ALIGNMENT))
 
 
 def slice_file(cache: Path, shape: Shape, kind: str) -> Path:
     """The file of one type, made if it is not there."""
     path = cache / f"slice-{shape.hidden}x{shape.feed_forward}x{shape.layers}-{kind}.gguf"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        print(f"making {path.name}", flush=True)
-        write(path, shape, kind)
-    return path
+    return made(path, metadata(shape), tensors(shape, kind))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,9 +137,10 @@ def load(directory: Path) -> PreTrainedModel:
     import torch
     import transformers
 
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    (name,) = json.loads((directory / "config.json").read_text())["architectures"]
+    return (
+        getattr(transformers, name).from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    )
 
 
 def logits(model: PreTrainedModel, ids: list[int]) -> Logits:

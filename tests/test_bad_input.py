@@ -189,6 +189,74 @@ def test_damaged_convolutions(changes: dict[str, Any], tiny_directory: Callable[
     assert "got" in str(caught.value) or "expected" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3_5", {"layer_types": ["conv"] * 4}),
+        ("qwen3_5", {"layer_types": ["linear_attention"] * 3}),
+        ("qwen3_5", {"layer_types": ["linear_attention"] * 4}),
+        ("qwen3_5", {"linear_num_value_heads": 3}),
+        ("qwen3_5", {"linear_num_key_heads": 0}),
+        ("qwen3_5", {"linear_num_key_heads": 4}),
+        ("qwen3_5", {"linear_key_head_dim": 17}),
+        ("qwen3_5", {"linear_value_head_dim": 2**40}),
+        ("qwen3_5", {"linear_conv_kernel_dim": 0}),
+        ("qwen3_5", {"linear_conv_kernel_dim": 3}),
+        ("qwen3_5", {"partial_rotary_factor": "all"}),
+        ("qwen3_5", {"full_attention_interval": 0}),
+        ("qwen3_5", {"attention_bias": True}),
+        ("qwen3_next-dense", {"linear_num_value_heads": 4}),
+        ("qwen3_next-dense", {"num_experts": -1}),
+        ("qwen3_next-dense", {"num_experts": 8, "mlp_only_layers": [4]}),
+    ],
+    ids=str,
+)
+def test_damaged_delta_rules(
+    name: str, changes: dict[str, Any], tiny_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Hybrids of Qwen, likewise."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_directory(name), copy)
+    configure(**changes)(copy)
+    with pytest.raises(ft.FormatError) as caught:
+        ft.LLM(copy)
+    assert "got" in str(caught.value) or "expected" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mixtral", {"num_local_experts": 5}),
+        ("mixtral", {"num_local_experts": 0}),
+        ("mixtral", {"num_experts_per_tok": 7}),
+        ("mixtral", {"intermediate_size": 41}),
+        ("qwen3-moe", {"mlp_only_layers": "none"}),
+        ("qwen3-moe", {"decoder_sparse_step": 0}),
+        ("qwen2-moe", {"shared_expert_intermediate_size": 53}),
+        ("granite-moe", {"num_experts": 7}),
+        ("granite-moe", {"residual_multiplier": 0.0}),
+        ("gpt-oss", {"swiglu_limit": -1.0}),
+        ("gpt-oss", {"intermediate_size": 36}),
+        ("deepseek-v3", {"n_group": 3}),
+        ("deepseek-v3", {"topk_group": 5}),
+        ("deepseek-v3", {"qk_rope_head_dim": 7}),
+        ("deepseek-v3", {"kv_lora_rank": 35}),
+        ("lfm2-moe", {"num_dense_layers": -1}),
+        ("qwen3_next-moe", {"num_experts_per_tok": 7}),
+    ],
+)
+def test_damaged_mixtures(
+    name: str, changes: dict[str, Any], tiny_directory: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Experts and latent attention, likewise."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_directory(name), copy)
+    configure(**changes)(copy)
+    with pytest.raises((ft.FormatError, ValueError)) as caught:
+        ft.LLM(copy)
+    assert "got" in str(caught.value) or "expected" in str(caught.value)
+
+
 def test_undamaged_directory(directory: Path) -> None:
     """The fixture itself loads, so the cases above fail for the reason they name."""
     assert ft.LLM(directory).logits([1]).shape == (1, tiny.VOCABULARY)

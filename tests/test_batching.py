@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import tiny
 
+MIXTURES = ("mixtral", "gpt-oss", "deepseek-v3", "qwen3_next-moe", "lfm2-moe")
+
 # Prompt lengths around the edges of pages (32) and of attention's key spans (256).
 LENGTHS = [1, 2, 3, 7, 8, 19, 31, 32, 33, 40, 50, 64, 65, 90, 127, 258]
 SHORTER = [1, 2, 3, 5, 7, 9, 12, 14, 19, 22, 27, 31, 32, 33, 40, 65]
@@ -49,7 +51,9 @@ def one_by_one(llm: ft.LLM, prompts: list[list[int]], params: list[ft.SamplingPa
     return [completion for pair in zip(prompts, params, strict=True) for completion in llm.generate(*pair)]
 
 
-@pytest.mark.parametrize("name", ["llama-2", "mistral-window", "gemma3", "smollm3", "smollm2", "lfm2"])
+@pytest.mark.parametrize(
+    "name", [*("llama-2", "mistral-window", "gemma3", "smollm3", "smollm2", "lfm2", "qwen3_5"), *MIXTURES]
+)
 def test_tiny_models_are_batch_invariant(name: str, tiny_directory: Callable[[str], Path]) -> None:
     """Tiny checkpoints: windows, sandwich norms, layers without positions; every chunk size with 1 and 2 threads."""
     directory = tiny_directory(name)
@@ -85,7 +89,17 @@ def smollm2_alone(smollm2: Path) -> tuple[list[tuple[object, ...]], np.ndarray]:
     return answers(one_by_one(llm, prompts, params)), llm.logits(tiny.prompt(100, 49152))
 
 
-@pytest.mark.parametrize(("name", "kv"), [("gemma3", "f32"), ("gemma3", "f16"), ("gemma3", "bf16"), ("lfm2", "f16")])
+@pytest.mark.parametrize(
+    ("name", "kv"),
+    [
+        ("gemma3", "f32"),
+        ("gemma3", "f16"),
+        ("gemma3", "bf16"),
+        ("lfm2", "f16"),
+        ("qwen3_5", "f16"),
+        *((name, "f16") for name in MIXTURES),
+    ],
+)
 def test_preemption_changes_nothing(name: str, kv: str, tiny_directory: Callable[[str], Path]) -> None:
     """Pages for about two of the sixteen sequences: the others are put off, or lose theirs and are computed again."""
     directory = tiny_directory(name)
@@ -159,7 +173,7 @@ def test_every_isa_gives_the_same_bits(tiny_directory: Callable[[str], Path]) ->
     """Each level in a process of its own, forced by FARTHING_ISA; the scalar code is the specification."""
     cases = [
         (str(tiny_directory(name)), weights)
-        for name in ("llama-2", "gemma3", "smollm2", "lfm2-biases-untied")
+        for name in ("llama-2", "gemma3", "smollm2", "lfm2-biases-untied", "qwen3_5-biases-tied", *MIXTURES)
         for weights in ("f32", "bf16", "int8", "int4")
     ]
 

@@ -8,8 +8,9 @@ import farthing as ft
 import numpy as np
 import pytest
 import reference
+from farthing.plan import plan
 
-from benches import matmul_peers, slices
+from benches import matmul_peers, moe_models, random_gguf, slices
 from benches.matmul_engines import ENGINES, GROUP, Sweep, dequantized, pack, symmetric_int4, ternary
 
 SMALL = slices.Shape(hidden=256, feed_forward=512, layers=2, heads=4)
@@ -126,11 +127,11 @@ def test_codes_hold_the_weights():
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q8_0"])
 def test_a_slice_is_a_model(kind, tmp_path: Path):
-    path = slices.write(tmp_path / "slice.gguf", SMALL, kind)
+    path = random_gguf.write(tmp_path / "slice.gguf", slices.metadata(SMALL), slices.tensors(SMALL, kind))
     llm = ft.LLM(path, weights="f32")
     ids = llm.tokenizer.encode("The capital of France is")
     assert llm.tokenizer.decode(ids) == "The capital of France is"
-    assert max(ids) < slices.VOCABULARY == llm.vocabulary
+    assert max(ids) < random_gguf.VOCABULARY == llm.vocabulary
     exact = reference.logits(reference.gguf_model(path), ids)
     assert exact.std() > 0.1
     np.testing.assert_allclose(llm.logits(ids), exact, atol=2e-3 * exact.std())
@@ -142,7 +143,7 @@ def test_blocks_have_the_variance_of_a_trained_matrix(kind):
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    number, draw = slices.TYPES[kind]
+    number, draw = random_gguf.TYPES[kind]
     values = dequantize(draw(np.random.default_rng(0), 64, 1024), GGMLQuantizationType(number))
     assert values.shape == (64, 1024)
     assert values.std() * 1024**0.5 == pytest.approx(1.0, abs=0.02)
@@ -150,8 +151,26 @@ def test_blocks_have_the_variance_of_a_trained_matrix(kind):
 
 
 def test_ternary_rows_of_ik_llama_cpp():
-    rows = slices.iq2_bn(np.random.default_rng(0), 4, 256)
+    rows = random_gguf.iq2_bn(np.random.default_rng(0), 4, 256)
     assert rows.shape == (4, 4 + 256 // 4)  # a float32 scale before the codes
     assert rows[:, :4].copy().view(np.float32).ravel() == pytest.approx((1.5 / 256) ** 0.5)
     codes = rows[:, 4:, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
     assert np.unique(codes).tolist() == [0, 1, 2]
+
+
+def test_a_random_model_of_experts_runs_and_is_planned(tmp_path: Path) -> None:
+    """What a token reads is less than what is resident; the plan says what loading then does."""
+    shape = moe_models.Shape("qwen3moe", 256, 2, 4, 2, 64, 256, 8, 2, 600, 1e4, 64, 64)
+    path = random_gguf.write(tmp_path / "m.gguf", moe_models.metadata(shape), moe_models.tensors(shape, "Q4_0"))
+    llm, foretold = ft.LLM(path), plan(path)
+    (completion,) = llm.generate([3, 5, 7], ft.SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True))
+    assert len(completion.token_ids) == 4
+    assert foretold.resident_bytes == llm.explain().nbytes
+    experts = [matrix for matrix in foretold.matrices if matrix.role.startswith("expert_")]
+    assert len(experts) == 6
+    assert {(matrix.count, matrix.used) for matrix in experts} == {(8, 2)}
+    unread = sum(matrix.nbytes for matrix in experts) * 6 // 8
+    embedding = next(matrix.nbytes for matrix in foretold.matrices if matrix.role == "embedding")
+    assert foretold.bytes_per_token == foretold.resident_bytes - unread - embedding
+    ledger = completion.ledger
+    assert ledger.weight_bytes < ledger.passes * foretold.resident_bytes

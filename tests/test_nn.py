@@ -178,7 +178,7 @@ def test_bit_linear_learns() -> None:
 def test_examples_run() -> None:
     for module in (linear, bit_linear):
         assert doctest.testmod(module).failed == 0
-    assert set(farthing.nn.__all__) == {"BitLinear", "Linear"}
+    assert set(farthing.nn.__all__) == {"BitLinear", "Experts", "Linear"}
 
 
 def test_products_run_on_the_threads_of_torch() -> None:

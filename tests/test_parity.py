@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def test_tiny_checkpoint_equals_transformers(name: str, tiny_directory: Callable
     assert completion.finish_reason == "length"
 
 
-@pytest.mark.parametrize("name", ["lfm2", "lfm2-biases-untied", "lfm2-convolutions-only"])
+@pytest.mark.parametrize(
+    "name", ["lfm2", "lfm2-biases-untied", "lfm2-convolutions-only", "qwen3_5", "qwen3_next-dense"]
+)
 def test_states_survive_chunks(name: str, tiny_directory: Callable[[str], Path]) -> None:
     """What a layer carries from one chunk to the next is what transformers has within one prompt."""
     directory = tiny_directory(name)
@@ -41,6 +44,23 @@ def test_states_survive_chunks(name: str, tiny_directory: Callable[[str], Path])
     for chunk in (1, 7, 64):
         ours = ft.LLM(directory, weights="f32", threads=2, chunk=chunk).logits(ids)
         np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-4)
+
+
+def test_text_model_inside_another(tiny_directory: Callable[[str], Path], tmp_path: Path) -> None:
+    """Checkpoints of Qwen3.5 have a part for images too; the text model is found among them."""
+    from safetensors.numpy import load_file, save_file
+
+    directory = tiny_directory("qwen3_5")
+    tensors = load_file(directory / "model.safetensors")
+    nested = {name.replace("model.", "model.language_model.", 1): value for name, value in tensors.items()}
+    nested["model.visual.blocks.0.norm1.weight"] = np.ones(8, np.float32)
+    save_file(nested, tmp_path / "model.safetensors")
+    text = json.loads((directory / "config.json").read_text())
+    tied = text.pop("tie_word_embeddings")
+    whole = {"model_type": "qwen3_5", "tie_word_embeddings": tied, "text_config": text, "vision_config": {"depth": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    ids = tiny.prompt(40)
+    assert np.array_equal(ft.LLM(tmp_path).logits(ids), ft.LLM(directory).logits(ids))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -248,7 +248,8 @@ MOE = [
             "num_hidden_layers": 4,
             "mlp_only_layers": [1],
             "decoder_sparse_step": 2,
-            "num_experts_per_tok": 1,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
         },
     ),
     Tiny("qwen2-moe", "Qwen2MoeConfig", {**SPARSE, "moe_intermediate_size": 36, "shared_expert_intermediate_size": 52}),
@@ -295,6 +296,67 @@ LFM2 = [
         "lfm2-convolutions-only",
         "Lfm2Config",
         {"num_hidden_layers": 2, "layer_types": ["conv", "conv"], "conv_L_cache": 1, "block_ffn_dim_multiplier": 0.7},
+    ),
+]
+DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
+PARTIAL = {"partial_rotary_factor": 0.25}
+QWEN_HYBRID = [
+    Tiny("qwen3_5", "Qwen3_5TextConfig", {**DELTA, "rope_parameters": rope("default", 1000000.0, **PARTIAL)}),
+    Tiny(
+        "qwen3_5-biases-tied",
+        "Qwen3_5TextConfig",
+        {
+            **DELTA,
+            "hidden_size": 44,
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention"],
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "linear_key_head_dim": 7,
+            "linear_value_head_dim": 70,
+            "linear_conv_kernel_dim": 2,
+            "head_dim": 24,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": rope("default", partial_rotary_factor=0.5),
+        },
+    ),
+    Tiny(
+        "qwen3_next-dense",
+        "Qwen3NextConfig",
+        {**DELTA, "num_experts": 0, "linear_num_value_heads": 6, "rope_parameters": rope("default", **PARTIAL)},
+    ),
+    Tiny("qwen3_next-one-key-head", "Qwen3NextConfig", {**DELTA, "num_experts": 0, "linear_num_key_heads": 1}),
+]
+CHOSEN: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 40,
+    "shared_expert_intermediate_size": 28,
+}
+HYBRID_MOE = [
+    Tiny("qwen3_next-moe", "Qwen3NextConfig", {**DELTA, **CHOSEN, "rope_parameters": rope("default", **PARTIAL)}),
+    Tiny("qwen3_next-mixed", "Qwen3NextConfig", {**DELTA, **CHOSEN, "norm_topk_prob": False, "mlp_only_layers": [2]}),
+    Tiny("qwen3_5-moe", "Qwen3_5MoeTextConfig", {**DELTA, **CHOSEN, "rope_parameters": rope("default", **PARTIAL)}),
+    Tiny("lfm2-moe", "Lfm2MoeConfig", {**LFM2_LAYERS, **CHOSEN, "num_dense_layers": 1}),
+    Tiny(
+        "lfm2-moe-unbiased",
+        "Lfm2MoeConfig",
+        {
+            **LFM2_LAYERS,
+            **CHOSEN,
+            "num_dense_layers": 0,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.5,
+        },
     ),
 ]
 LATENT: dict[str, Any] = {
@@ -348,7 +410,7 @@ MLA = [
         {**LATENT, "n_group": 2, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
     ),
 ]
-MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + MOE + MLA
+MODELS = LLAMA + SMOLLM2 + MISTRAL + QWEN2 + QWEN3 + SMOLLM3 + GEMMA3 + LFM2 + QWEN_HYBRID + HYBRID_MOE + MOE + MLA
 
 
 def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size: str = "1GB") -> Path:
@@ -361,7 +423,9 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
         del options["head_dim"]
     config = getattr(transformers, tiny.config_class)(**options)
     config.architectures = None  # save_pretrained fills it in
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    # Not every family is known to AutoModelForCausalLM.
+    model_class = getattr(transformers, tiny.config_class.replace("TextConfig", "Config")[:-6] + "ForCausalLM")
+    model = model_class._from_config(config, attn_implementation="eager")
     generator = torch.Generator().manual_seed(zlib.crc32(tiny.name.encode()))
 
     def normal(shape: tuple[int, ...], scale: float) -> torch.Tensor:
@@ -369,13 +433,17 @@ def build(tiny: Tiny, directory: Path, *, dtype: str = "float32", max_shard_size
 
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:  # Gemma stores the difference from one
-                weight.copy_(normal(weight.shape, 0.3) + (0.0 if tiny.config_class.startswith("Gemma") else 1.0))
+            if "norm" in name:  # Gemma and the hybrids of Qwen store the difference from one
+                offset = tiny.config_class.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) and "linear_attn" not in name
+                weight.copy_(normal(weight.shape, 0.3) + (0.0 if offset else 1.0))
             elif name.endswith("bias"):
                 weight.copy_(normal(weight.shape, 0.3))
             else:  # rows of q and k larger than the rest, so that attention is not uniform
                 gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
                 weight.copy_(normal(weight.shape, gain * weight.shape[-1] ** -0.5))
+        for name, bias in model.named_buffers():
+            if name.endswith(("expert_bias", "e_score_correction_bias")):
+                bias.copy_(normal(bias.shape, 0.3))
     model.to(getattr(torch, dtype)).save_pretrained(directory, max_shard_size=max_shard_size)
     (directory / "generation_config.json").unlink(missing_ok=True)
     if tiny.legacy:

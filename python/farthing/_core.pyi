@@ -14,6 +14,7 @@ __all__ = [
     "Ledger",
     "Llm",
     "MatrixReport",
+    "PackedExperts",
     "PackedMatrix",
     "Plan",
     "RouterSpec",
@@ -29,6 +30,7 @@ __all__ = [
     "isa",
     "matmul_gated",
     "matmul_together",
+    "pack_experts",
     "pinning",
     "plan",
     "probe_limits",
@@ -95,6 +97,36 @@ def route(
     table: npt.NDArray[np.int64] | None,
     token_ids: npt.NDArray[np.int64] | None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
+
+def pack_experts(
+    experts: Any,
+    *,
+    activation: str,
+    alpha: float | None,
+    limit: float | None,
+    weights: str,
+    group: int,
+    symmetric: bool,
+    activations: str,
+) -> PackedExperts: ...
+@final
+class PackedExperts:
+    def run(self, hidden: Any, ids: npt.NDArray[np.int64], weights: Any) -> Any: ...
+    def expert(self, number: int) -> tuple[PackedMatrix | None, PackedMatrix, PackedMatrix, Any, Any, Any]: ...
+    @property
+    def last(self) -> tuple[npt.NDArray[np.uint32], int, int]: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def activations(self) -> str: ...
+    @property
+    def arguments(self) -> tuple[str, int, bool]: ...
+    @property
+    def activation(self) -> tuple[str, float | None, float | None]: ...
 
 @final
 class RouterSpec:
@@ -267,6 +299,10 @@ class MatrixReport:
     def layer(self) -> int | None: ...
     @property
     def role(self) -> str: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def used(self) -> int: ...
     @property
     def rows(self) -> int: ...
     @property

@@ -96,11 +96,17 @@ def _run(llm: LLM, random: np.random.Generator, work: str, count: int) -> float:
 
 
 def _limit(matrices: Explanation, limits: Limits, work: str, count: int) -> float:
-    """Tokens per second when one pass takes as long as its bytes or its operations need, whichever is more."""
+    """Tokens per second when one pass takes as long as its bytes or its operations need, whichever is more.
+
+    Tokens are taken to choose their experts evenly.
+    """
     tokens = count if work == "prompt" else 1
     head = next(matrix for matrix in reversed(matrices) if matrix.layer is None)
     blocks = [matrix for matrix in matrices if matrix.layer is not None]
-    reading = sum(matrix.nbytes for matrix in [*blocks, head]) / limits.bandwidth
+    read = [matrix.nbytes * (1 - (1 - matrix.used / matrix.count) ** tokens) for matrix in [*blocks, head]]
+    reading = sum(read) / limits.bandwidth
     planes = {"a8": 1, "a16": 2}
-    operations = sum(2 * matrix.rows * matrix.columns * planes.get(matrix.activations, 0) for matrix in blocks)
+    operations = sum(
+        2 * matrix.used * matrix.rows * matrix.columns * planes.get(matrix.activations, 0) for matrix in blocks
+    )
     return tokens / max(reading, tokens * operations / limits.int8_rate)

@@ -14,25 +14,30 @@ from .tables import html_table, text_table
 __all__ = ["Explanation", "Matrix"]
 
 HEADER = ("matrix", "layers", "shape", "format", "activations", "kernel", "bytes")
+KIND = ("rows", "columns", "format", "activations", "kernel")
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix.
+    """One matrix, or the matrices of a layer's experts that do the same.
 
     Attributes:
         layer: index of its block; None for embedding and head.
         role: what it does.
+        count: 1, or the number of experts.
+        used: of which one token uses so many.
         rows: outputs.
         columns: inputs.
         format: how its weights are packed.
         activations: precision of what it is multiplied by.
         kernel: instruction set of the kernel that multiplies it.
-        nbytes: bytes it takes in memory.
+        nbytes: bytes that all of them take in memory.
     """
 
     layer: int | None
     role: str
+    count: int
+    used: int
     rows: int
     columns: int
     format: str
@@ -57,13 +62,13 @@ class Explanation(list[Matrix]):
 
     def _rows(self) -> list[tuple[str, ...]]:
         def kind(matrix: Matrix) -> Any:
-            return (matrix.role, matrix.rows, matrix.columns, matrix.format, matrix.activations, matrix.kernel)
+            return tuple(getattr(matrix, name) for name in ("role", "count", "used", *KIND))
 
         order = {key: index for index, key in enumerate(dict.fromkeys(map(kind, self)))}
         alike = groupby(sorted(self, key=lambda matrix: order[kind(matrix)]), key=kind)
         rows = [
-            (role, _spans(group), f"{n} × {k}", form, activations, kernel, size(sum(each.nbytes for each in group)))
-            for (role, n, k, form, activations, kernel), group in ((key, list(members)) for key, members in alike)
+            (key[0], _spans(group), _shape(group[0]), *key[-3:], size(sum(each.nbytes for each in group)))
+            for key, group in ((key, list(members)) for key, members in alike)
         ]
         return [*rows, ("all", "", "", "", "", "", size(self.nbytes))]
 
@@ -72,6 +77,12 @@ class Explanation(list[Matrix]):
 
     def _repr_html_(self) -> str:
         return html_table(self._rows(), HEADER)
+
+
+def _shape(matrix: Matrix) -> str:
+    """``1024 × 2048``, of experts ``8 of 64 × 1024 × 2048``."""
+    experts = "" if matrix.count == 1 else f"{matrix.used} of {matrix.count} × "
+    return f"{experts}{matrix.rows} × {matrix.columns}"
 
 
 def _spans(matrices: list[Matrix]) -> str:

@@ -8,7 +8,7 @@ from . import _core
 from ._core import PackedMatrix
 from .sampling import integer
 
-__all__ = ["PackedMatrix", "quantize", "restore", "state"]
+__all__ = ["PackedMatrix", "check_words", "pack", "quantize", "restore", "state"]
 
 _FLOATS = ("f32", "f16", "bf16")
 
@@ -52,13 +52,18 @@ def quantize(
 
 def pack(w: Any, weights: str, group: int, symmetric: bool, activations: str, role: str | None = None) -> PackedMatrix:
     """`quantize` for a matrix of a known role, such as ``attention_output``, which ``auto`` looks at."""
-    for name, word in {"weights": weights, "activations": activations}.items():
+    check_words({"weights": weights, "activations": activations}, symmetric)
+    group = integer("group", group, 1)
+    return _core.quantize(w, weights, group=group, symmetric=symmetric, activations=activations, role=role)
+
+
+def check_words(words: dict[str, Any], symmetric: Any) -> None:
+    """Raises ValueError for what is no word, or no bool."""
+    for name, word in words.items():
         if not isinstance(word, str):
             raise ValueError(f"{name}: got {word!r}, expected a word such as 'int4' or 'a16'")
     if not isinstance(symmetric, bool):
         raise ValueError(f"symmetric: got {symmetric!r}, expected True or False")
-    group = integer("group", group, 1)
-    return _core.quantize(w, weights, group=group, symmetric=symmetric, activations=activations, role=role)
 
 
 def state(matrix: PackedMatrix) -> dict[str, Any]:

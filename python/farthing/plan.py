@@ -26,7 +26,7 @@ class Plan:
         resident_bytes: bytes of weights that stay in memory.
         bytes_per_token: bytes of weights one decoded token reads when it is alone in its pass.
         kv_bytes_per_token: bytes of keys and values one token of context takes.
-        state_bytes_per_sequence: bytes of the states that a sequence keeps however long it is (convolutions, delta rules).
+        state_bytes_per_sequence: bytes of the states that a sequence keeps however long it is (convolutions, say).
         operations_per_token: multiplications and additions of one prompt token.
         limits: what the machine can do.
         decode_rate: tokens per second at the bandwidth limit, at an empty context.
@@ -107,9 +107,12 @@ def plan(
 
 
 def _prompt_rate(matrices: Explanation, limit: Limits) -> float | None:
-    """At the int8 limit; 15-bit activations are two 8-bit planes, so they cost twice."""
+    """At the int8 limit, routers left out; 15-bit activations are two 8-bit planes, so they cost twice."""
     passes = {"a8": 1, "a16": 2}
-    blocks = [matrix for matrix in matrices if matrix.layer is not None]
+    routers = ("router", "shared_router")
+    blocks = [matrix for matrix in matrices if matrix.layer is not None and matrix.role not in routers]
     if not all(matrix.activations in passes for matrix in blocks):
         return None
-    return limit.int8_rate / sum(2 * matrix.rows * matrix.columns * passes[matrix.activations] for matrix in blocks)
+    return limit.int8_rate / sum(
+        2 * matrix.used * matrix.rows * matrix.columns * passes[matrix.activations] for matrix in blocks
+    )

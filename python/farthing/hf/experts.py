@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UnsupportedError
+from ..moe import Expert
 
 __all__ = ["Expert", "Experts", "describe_experts", "is_experts"]
 
@@ -75,29 +76,9 @@ _GATES = {
 }
 
 
-class Expert(NamedTuple):
-    """Views of one expert's weights; those of the module, nothing is copied.
-
-    Attributes:
-        gate: (I, H), None for experts without a gate.
-        up: (I, H).
-        down: (H, I).
-        gate_bias: (I,) or None.
-        up_bias: (I,) or None.
-        down_bias: (H,) or None.
-    """
-
-    gate: torch.Tensor | None
-    up: torch.Tensor
-    down: torch.Tensor
-    gate_bias: torch.Tensor | None
-    up_bias: torch.Tensor | None
-    down_bias: torch.Tensor | None
-
-
 @dataclass(frozen=True)
 class Experts:
-    """The experts of a layer; iterate over them, or take one by its index.
+    """The experts of a layer; iterate over them, or take one by its index: views of the module's weights, no copies.
 
     An expert computes ``down · f(gate · x + gate_bias, up · x + up_bias) + down_bias``, or without a gate
     ``down · f(up · x + up_bias) + down_bias``.

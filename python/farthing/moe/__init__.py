@@ -1,6 +1,7 @@
-"""Mixtures of experts: which experts a token goes to."""
+"""Mixtures of experts: which experts a token goes to, and experts with packed weights."""
 
+from .experts import Expert, PackedExperts, RunStatistics
 from .router import RouterSpec, Routing, route
 from .statistics import RoutingStatistics
 
-__all__ = ["RouterSpec", "Routing", "RoutingStatistics", "route"]
+__all__ = ["Expert", "PackedExperts", "RouterSpec", "Routing", "RoutingStatistics", "RunStatistics", "route"]

@@ -1,6 +1,6 @@
 """The products as torch operators, for what traces or differentiates them: `torch.compile`, autograd, fake tensors.
 
-A packed matrix is no tensor, so an operator is given its number. A plain call of `PackedMatrix.matmul` is quicker by
+What is packed is no tensor, so an operator is given its number. A plain call of `PackedMatrix.matmul` is quicker by
 some microseconds; modules take the operator only where it is needed.
 """
 
@@ -14,27 +14,33 @@ from weakref import WeakValueDictionary
 import torch
 
 from .._core import PackedMatrix, share_threads
+from ..moe import PackedExperts
 
-__all__ = ["linear", "linear_gradient", "number_of"]
+__all__ = ["linear", "linear_gradient", "number_of", "packed_of"]
 
 # torch's threads spin behind its operators: products on threads of their own would wait for a core.
 share_threads()
 
-_matrices: WeakValueDictionary[int, PackedMatrix] = WeakValueDictionary()
+_packed: WeakValueDictionary[int, Any] = WeakValueDictionary()
 _numbers = count(1)
 
 
-def number_of(matrix: PackedMatrix) -> int:
-    """A number by which operators find the matrix while it lives."""
+def number_of(packed: PackedMatrix | PackedExperts) -> int:
+    """A number by which operators find the matrix, or the experts, while they live."""
     number = next(_numbers)
-    _matrices[number] = matrix
+    _packed[number] = packed
     return number
+
+
+def packed_of(number: int) -> Any:
+    """What has that number."""
+    return _packed[number]
 
 
 @torch.library.custom_op("farthing::linear", mutates_args=())
 def linear(x: torch.Tensor, bias: torch.Tensor | None, matrix: int, outputs: int) -> torch.Tensor:
     """``x · Wᵀ + bias``: (..., K) to (..., ``outputs``) with the type of ``x``."""
-    y: torch.Tensor = _matrices[matrix].matmul(x.detach(), None if bias is None else bias.detach())
+    y: torch.Tensor = _packed[matrix].matmul(x.detach(), None if bias is None else bias.detach())
     return y
 
 
@@ -46,7 +52,7 @@ def _(x: torch.Tensor, bias: torch.Tensor | None, matrix: int, outputs: int) -> 
 @torch.library.custom_op("farthing::linear_gradient", mutates_args=())
 def linear_gradient(gradient: torch.Tensor, matrix: int, inputs: int) -> torch.Tensor:
     """``gradient · W`` with the dequantised weights: (..., N) to (..., ``inputs``) with the type of ``gradient``."""
-    weights = torch.from_numpy(_matrices[matrix].dequantize())
+    weights = torch.from_numpy(_packed[matrix].dequantize())
     return (gradient.detach().float() @ weights).to(gradient.dtype)
 
 

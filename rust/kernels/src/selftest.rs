@@ -8,7 +8,10 @@ use crate::isa::Isa;
 use crate::norm::{add_with, rms_norm_with};
 use crate::philox::philox4x32;
 use crate::pool::Pool;
-use crate::recurrent::{Columns, Convolution, Segment, States, multiply_with};
+use crate::recurrent::{
+    Columns, Convolution, DeltaInput, GatedDelta, Segment, States, delta_gates_with, l2_norm_with, multiply_with,
+    sigmoid_multiply_with,
+};
 use crate::rope::{RopeTable, rotate_with};
 use crate::sample::{Sampling, TokenCounts, sample_with};
 use crate::score::{Score, renormalize_with, score_with};
@@ -39,7 +42,7 @@ type Outputs = fn(Isa) -> Vec<f32>;
 /// # Panics
 /// When this CPU lacks `isa`.
 pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
-    let kernels: [(&'static str, Outputs); 10] = [
+    let kernels: [(&'static str, Outputs); 14] = [
         ("rms_norm", rms_norm),
         ("add", add),
         ("rotate", rotate),
@@ -50,6 +53,10 @@ pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
         ("top_k", top_k),
         ("multiply", multiply),
         ("convolution", convolution),
+        ("l2_norm", l2_norm),
+        ("delta_gates", delta_gates),
+        ("sigmoid_multiply", sigmoid_multiply),
+        ("gated_delta", gated_delta),
     ];
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let test = |(name, kernel): (&str, Outputs)| SelfTest {
@@ -161,6 +168,42 @@ fn convolution(isa: Isa) -> Vec<f32> {
     all
 }
 
+fn l2_norm(isa: Isa) -> Vec<f32> {
+    let mut out = numbers(15, 2 * 100);
+    l2_norm_with(isa, &Pool::new(1), &mut out, 100, 10..84, 37, 1e-6, 0.5);
+    out
+}
+
+fn delta_gates(isa: Isa) -> Vec<f32> {
+    let (mut decay, mut rate) = (numbers(16, 3 * 21), numbers(17, 3 * 21));
+    delta_gates_with(isa, &mut decay, &mut rate, &numbers(18, 21), &numbers(19, 21));
+    decay.extend(rate);
+    decay
+}
+
+fn sigmoid_multiply(isa: Isa) -> Vec<f32> {
+    let mut out = numbers(20, 77);
+    sigmoid_multiply_with(isa, &mut out, &numbers(21, 77));
+    out
+}
+
+fn gated_delta(isa: Isa) -> Vec<f32> {
+    let mut all = Vec::new();
+    for value_dim in [3, 24, 40, 70] {
+        let heads = GatedDelta { key_heads: 1, value_heads: 2, key_dim: 5, value_dim, tiled: false };
+        let Ok(mut states) = States::new(1, heads.state_floats()) else { continue };
+        let small = |seed, count: usize| numbers(seed, count).iter().map(|x| x / 8.0).collect::<Vec<_>>();
+        let (qkv, decay, rate) = (small(22, 4 * heads.width()), small(23, 4 * 2), small(24, 4 * 2));
+        let input = DeltaInput { qkv: &qkv, decay: &decay, rate: &rate };
+        let mut out = vec![0.0; 4 * 2 * value_dim];
+        let segment = Segment { first_row: 0, rows: 4, slot: 0 };
+        heads.run_with(isa, &Pool::new(1), &input, &[segment], &mut states, 0, &mut out);
+        all.extend(out);
+        all.extend_from_slice(states.slot(0));
+    }
+    all
+}
+
 fn top_k(isa: Isa) -> Vec<f32> {
     let mut ids = [0; 2 * 8];
     top_k_with(isa, &numbers(12, 2 * 77), 77, 8, &mut ids);
@@ -175,7 +218,7 @@ mod tests {
     fn every_level_passes() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let tests = float_self_tests(isa);
-            assert_eq!(tests.len(), 8);
+            assert_eq!(tests.len(), 14);
             assert!(tests.iter().all(|test| test.passed && test.isa == isa), "{tests:?}");
         }
     }

@@ -4,6 +4,7 @@
 mod array;
 mod dlpack;
 mod errors;
+mod experts;
 mod floats;
 mod ledger;
 mod llm;
@@ -18,6 +19,8 @@ use pyo3::prelude::*;
 /// The Rust side of farthing.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::experts::{PackedExperts, pack_experts};
     #[pymodule_export]
     use super::ledger::{EngineLedger, Ledger, cost};
     #[pymodule_export]

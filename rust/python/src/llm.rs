@@ -168,6 +168,8 @@ impl Stream {
 pub(crate) struct MatrixReport {
     layer: Option<usize>,
     role: &'static str,
+    count: usize,
+    used: usize,
     rows: usize,
     columns: usize,
     format: String,
@@ -181,6 +183,8 @@ impl From<&farthing::model::MatrixReport> for MatrixReport {
         MatrixReport {
             layer: report.layer,
             role: report.role.name(),
+            count: report.count,
+            used: report.used,
             rows: report.rows,
             columns: report.columns,
             format: report.format.clone(),

@@ -67,7 +67,7 @@ pub(crate) fn named(name: &str, group: usize, symmetric: bool) -> PyResult<Forma
 }
 
 /// `(name, group, symmetric)` of a format that [`named`] has made.
-fn arguments(format: Format) -> PyResult<(&'static str, usize, bool)> {
+pub(crate) fn arguments(format: Format) -> PyResult<(&'static str, usize, bool)> {
     let (kind, group, symmetric) = match format {
         Format::Integer { bits, group, offset, .. } => (Kind::Integer(bits), group, offset == Offset::Symmetric),
         Format::Ternary { .. } => (Kind::Ternary, 0, true),

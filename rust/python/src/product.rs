@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use crate::floats::{Floats, FloatsMut, room};
 
 /// Elements of a buffer of widened rows, at most: longer inputs go in parts, which changes no result.
-const PART: usize = 1 << 24;
+pub(crate) const PART: usize = 1 << 24;
 /// Rows of a part, at least.
 const ROWS: usize = 64;
 
@@ -45,8 +45,8 @@ thread_local! {
 
 /// Bytes of weights, and products of two numbers, that one thread reads and computes in about 100 µs. Between two calls
 /// from Python the other threads park; to wake them for less takes longer than it saves.
-const BYTES_ALONE: usize = 4 << 20;
-const PRODUCTS_ALONE: usize = 1 << 25;
+pub(crate) const BYTES_ALONE: usize = 4 << 20;
+pub(crate) const PRODUCTS_ALONE: usize = 1 << 25;
 
 /// Threads that an OpenMP runtime lends, once [`share_threads`] has found one.
 static LENT: OnceLock<Pool> = OnceLock::new();

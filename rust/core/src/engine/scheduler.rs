@@ -114,6 +114,7 @@ mod tests {
             output_bias: false,
             head_norm: None,
             sinks: false,
+            gated: false,
         };
         let feed_forward = DenseSpec { intermediate: 1, activation: Activation::Silu, bias: false };
         let block = BlockSpec {

@@ -87,12 +87,15 @@ pub fn read(config: &Map<String, Value>) -> Result<Config, Error> {
         "granite" | "granitemoe" => super::granite::describe(&reader, &family)?,
         "gpt_oss" => super::gpt_oss::describe(&reader)?,
         "deepseek_v3" | "mistral4" => super::deepseek::describe(&reader, &family)?,
-        "lfm2" => super::lfm2::describe(&reader)?,
+        "lfm2" | "lfm2_moe" => super::lfm2::describe(&reader, &family)?,
+        "qwen3_next" | "qwen3_5" | "qwen3_5_text" | "qwen3_5_moe" | "qwen3_5_moe_text" => {
+            super::qwen_hybrid::describe(&reader, &family)?
+        }
         other => {
             return Err(Error::unsupported(
                 format!("model_type {other:?}"),
-                "the families llama, mistral, smollm3, qwen2, qwen3, gemma3_text, lfm2, granite, mixtral, qwen2_moe, qwen3_moe, \
-                 olmoe, granitemoe, gpt_oss, deepseek_v3 and mistral4 load",
+                "the families llama, mistral, smollm3, qwen2, qwen3, qwen3_next, qwen3_5, gemma3_text, lfm2, granite, mixtral, \
+                 qwen2_moe, qwen3_moe, qwen3_5_moe, olmoe, granitemoe, lfm2_moe, gpt_oss, deepseek_v3 and mistral4 load",
             ));
         }
     };
@@ -116,7 +119,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn wrong(&self, key: &str, got: impl ToString, expected: &str) -> FormatError {
+    /// An error about the value of `key`.
+    pub(super) fn wrong(&self, key: &str, got: impl ToString, expected: &str) -> FormatError {
         let key = format!("{}{key}", self.prefix);
         FormatError::Config { key, got: got.to_string(), expected: expected.to_owned() }
     }
@@ -312,6 +316,7 @@ impl Shape {
             output_bias: false,
             head_norm: None,
             sinks: false,
+            gated: false,
         }
     }
 

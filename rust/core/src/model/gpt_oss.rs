@@ -6,14 +6,17 @@ use super::feed_forward::sources::Joined;
 use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::AttentionSpec;
-use super::names::{Names, Part, Role};
+use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
 use crate::moe::{RouterSpec, Score};
 use farthing_kernels::activation::Activation;
 use farthing_kernels::experts::ExpertActivation;
 
-const NAMES: Names = Names { hugging_face: &[(Part::Matrix(Role::Router), "mlp.router")], gguf: &[] };
+const NAMES: Names = Names {
+    hugging_face: &[(Part::Matrix(Role::Router), "mlp.router")],
+    gguf: &[(Part::Norm(Norm::FeedForward), "post_attention_norm")],
+};
 
 /// Slope of the sigmoid, the same in every published model.
 const ALPHA: f32 = 1.702;

@@ -20,6 +20,7 @@ mod mixtral;
 mod names;
 mod olmoe;
 mod qwen;
+mod qwen_hybrid;
 mod qwen_moe;
 mod weights;
 
@@ -39,6 +40,9 @@ use feed_forward::streamed::ExpertStore;
 use names::Convention;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
+
+/// Families whose GGUF files have the two halves of rotated pairs side by side.
+const INTERLEAVED: [&str; 6] = ["llama", "mistral", "smollm3", "mixtral", "granite", "granitemoe"];
 
 /// A loaded model: everything the forward pass reads, nothing it writes.
 #[derive(Debug)]
@@ -84,10 +88,8 @@ impl Model {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Model, Error> {
         let config = describe(checkpoint)?;
-        let (convention, interleaved) = match &checkpoint.metadata {
-            Metadata::HuggingFace(_) => (Convention::HuggingFace, false),
-            Metadata::Gguf(_) => (Convention::Gguf, matches!(config.family.as_str(), "llama" | "mistral" | "smollm3")),
-        };
+        let convention = Convention::of(checkpoint);
+        let interleaved = convention == Convention::Gguf && INTERLEAVED.contains(&config.family.as_str());
         let done = AtomicU64::new(0);
         let mut loader = Loader {
             checkpoint,

@@ -3,6 +3,8 @@
 //! Most families agree: [`hugging_face`] and [`gguf`] name every part as they do. A family that differs says where, in a
 //! small table of its own ([`Names`]).
 
+use crate::load::{Checkpoint, Metadata};
+
 /// What a matrix does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -26,6 +28,18 @@ pub enum Role {
     ValueUp,
     /// Concatenated heads back to the stream.
     AttentionOutput,
+    /// Gates of the heads before they go back.
+    AttentionGate,
+    /// Queries, keys and values of a delta rule.
+    DeltaInput,
+    /// Gates of its heads before they go back to the stream.
+    DeltaGate,
+    /// How much its states forget.
+    DeltaDecay,
+    /// How much its states learn.
+    DeltaRate,
+    /// Its heads back to the stream.
+    DeltaOutput,
     /// The stream to gates and channels of a short convolution.
     ConvolutionInput,
     /// Its channels back to the stream.
@@ -100,6 +114,14 @@ pub(crate) enum Part {
     SelectionBias,
     /// The filters of a convolution.
     Convolution,
+    /// The filters before a delta rule.
+    DeltaConvolution,
+    /// The norm of its heads' results.
+    DeltaNorm,
+    /// How fast its heads forget: `A_log`. Named in full.
+    DeltaDecay,
+    /// The bias of their decay: `dt_bias`. Named in full.
+    DeltaTime,
 }
 
 /// Which parts a family names otherwise than [`hugging_face`] and [`gguf`].
@@ -114,17 +136,36 @@ pub struct Names {
 pub(super) enum Convention {
     /// `model.layers.0.self_attn.q_proj.weight`.
     HuggingFace,
+    /// `model.language_model.layers.0.self_attn.q_proj.weight`: the text model is one part of several.
+    Nested,
     /// `blk.0.attn_q.weight`.
     Gguf,
 }
 
+impl Convention {
+    /// The convention of `checkpoint`.
+    pub(super) fn of(checkpoint: &Checkpoint) -> Convention {
+        match checkpoint.metadata {
+            Metadata::Gguf(_) => Convention::Gguf,
+            _ if checkpoint.tensor("model.language_model.embed_tokens.weight").is_some() => Convention::Nested,
+            Metadata::HuggingFace(_) => Convention::HuggingFace,
+        }
+    }
+}
+
 impl Role {
     /// Every role inside a block.
-    pub const IN_BLOCK: [Role; 9] = [
+    pub const IN_BLOCK: [Role; 15] = [
         Role::Query,
         Role::Key,
         Role::Value,
         Role::AttentionOutput,
+        Role::AttentionGate,
+        Role::DeltaInput,
+        Role::DeltaGate,
+        Role::DeltaDecay,
+        Role::DeltaRate,
+        Role::DeltaOutput,
         Role::ConvolutionInput,
         Role::ConvolutionOutput,
         Role::Gate,
@@ -145,6 +186,12 @@ impl Role {
             Role::KeyUp => "key_up",
             Role::ValueUp => "value_up",
             Role::AttentionOutput => "attention_output",
+            Role::AttentionGate => "attention_gate",
+            Role::DeltaInput => "delta_input",
+            Role::DeltaGate => "delta_gate",
+            Role::DeltaDecay => "delta_decay",
+            Role::DeltaRate => "delta_rate",
+            Role::DeltaOutput => "delta_output",
             Role::ConvolutionInput => "convolution_input",
             Role::ConvolutionOutput => "convolution_output",
             Role::Gate => "gate",
@@ -166,13 +213,17 @@ impl Names {
     /// Name of `part` in block `layer` (of no meaning outside the blocks), without `.weight` or `.bias`.
     pub(super) fn tensor(&self, convention: Convention, part: Part, layer: usize) -> String {
         let (table, common) = match convention {
-            Convention::HuggingFace => (self.hugging_face, hugging_face(part)),
+            Convention::HuggingFace | Convention::Nested => (self.hugging_face, hugging_face(part)),
             Convention::Gguf => (self.gguf, gguf(part)),
         };
         let name = table.iter().find(|(named, _)| *named == part).map_or(common, |&(_, name)| name);
         match (convention, part) {
+            (Convention::Nested, Part::Matrix(Role::Embedding) | Part::Norm(Norm::Final)) => {
+                name.replacen("model.", "model.language_model.", 1)
+            }
             (_, Part::Matrix(Role::Embedding | Role::Head) | Part::Norm(Norm::Final)) => name.to_owned(),
             (Convention::HuggingFace, _) => format!("model.layers.{layer}.{name}"),
+            (Convention::Nested, _) => format!("model.language_model.layers.{layer}.{name}"),
             (Convention::Gguf, _) => format!("blk.{layer}.{name}"),
         }
     }
@@ -184,13 +235,18 @@ fn hugging_face(part: Part) -> &'static str {
         Part::Matrix(role) => match role {
             Role::Embedding => "model.embed_tokens",
             Role::Head => "lm_head",
-            Role::Query => "self_attn.q_proj",
+            Role::Query | Role::AttentionGate => "self_attn.q_proj",
             Role::Key => "self_attn.k_proj",
             Role::Value => "self_attn.v_proj",
             Role::LatentQuery => "self_attn.q_a_proj",
             Role::LatentKey => "self_attn.kv_a_proj_with_mqa",
             Role::KeyUp | Role::ValueUp => "self_attn.kv_b_proj",
             Role::AttentionOutput => "self_attn.o_proj",
+            Role::DeltaInput => "linear_attn.in_proj_qkv",
+            Role::DeltaGate => "linear_attn.in_proj_z",
+            Role::DeltaDecay => "linear_attn.in_proj_a",
+            Role::DeltaRate => "linear_attn.in_proj_b",
+            Role::DeltaOutput => "linear_attn.out_proj",
             Role::ConvolutionInput => "conv.in_proj",
             Role::ConvolutionOutput => "conv.out_proj",
             Role::Gate => "mlp.gate_proj",
@@ -223,6 +279,10 @@ fn hugging_face(part: Part) -> &'static str {
         Part::RouterBias => "mlp.router.bias",
         Part::SelectionBias => "mlp.gate.e_score_correction_bias",
         Part::Convolution => "conv.conv",
+        Part::DeltaConvolution => "linear_attn.conv1d",
+        Part::DeltaNorm => "linear_attn.norm",
+        Part::DeltaDecay => "linear_attn.A_log",
+        Part::DeltaTime => "linear_attn.dt_bias",
     }
 }
 
@@ -232,7 +292,7 @@ fn gguf(part: Part) -> &'static str {
         Part::Matrix(role) => match role {
             Role::Embedding => "token_embd",
             Role::Head => "output",
-            Role::Query => "attn_q",
+            Role::Query | Role::AttentionGate => "attn_q",
             Role::Key => "attn_k",
             Role::Value => "attn_v",
             Role::LatentQuery => "attn_q_a",
@@ -240,6 +300,11 @@ fn gguf(part: Part) -> &'static str {
             Role::KeyUp => "attn_k_b",
             Role::ValueUp => "attn_v_b",
             Role::AttentionOutput => "attn_output",
+            Role::DeltaInput => "attn_qkv",
+            Role::DeltaGate => "attn_gate",
+            Role::DeltaDecay => "ssm_alpha",
+            Role::DeltaRate => "ssm_beta",
+            Role::DeltaOutput => "ssm_out",
             Role::ConvolutionInput => "shortconv.in_proj",
             Role::ConvolutionOutput => "shortconv.out_proj",
             Role::Gate => "ffn_gate",
@@ -273,5 +338,9 @@ fn gguf(part: Part) -> &'static str {
         Part::RouterBias => "ffn_gate_inp.bias",
         Part::SelectionBias => "exp_probs_b.bias",
         Part::Convolution => "shortconv.conv",
+        Part::DeltaConvolution => "ssm_conv1d",
+        Part::DeltaNorm => "ssm_norm",
+        Part::DeltaDecay => "ssm_a",
+        Part::DeltaTime => "ssm_dt.bias",
     }
 }

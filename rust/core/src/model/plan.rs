@@ -11,7 +11,7 @@ use super::{MatrixReport, describe};
 use crate::engine::cache::Cache;
 use crate::engine::{Activations, Kv, Weights};
 use crate::error::Error;
-use crate::load::{Checkpoint, FormatError, Metadata};
+use crate::load::{Checkpoint, FormatError};
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
 
@@ -32,14 +32,11 @@ pub struct Plan {
 /// Reads the headers of `checkpoint` and the scales of ternary tensors; no other weight is touched.
 pub fn plan(checkpoint: &Checkpoint, weights: Weights, activations: Activations, kv: Kv) -> Result<Plan, Error> {
     let config = describe(checkpoint)?;
-    let convention = match &checkpoint.metadata {
-        Metadata::HuggingFace(_) => Convention::HuggingFace,
-        Metadata::Gguf(_) => Convention::Gguf,
-    };
+    let convention = Convention::of(checkpoint);
     let report = |layer: Option<usize>, spec: MatrixSpec| {
-        let MatrixSpec { role, rows, columns, stored, whole, .. } = spec;
+        let (shape, MatrixSpec { role, rows, columns, stored, .. }) = (spec.stored_shape(), spec);
         let name = config.names.tensor(convention, stored, layer.unwrap_or(0)) + ".weight";
-        let tensor = checkpoint.require(&name, &whole.unwrap_or([rows, columns]))?;
+        let tensor = checkpoint.require(&name, &shape)?;
         let format =
             if role == Role::Router { router_format(&tensor)? } else { packed_format(weights, activations, &tensor)? };
         let bytes = format.packed_bytes(rows, columns).ok_or_else(|| {

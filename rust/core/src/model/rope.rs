@@ -22,12 +22,23 @@ pub(super) fn read(
     context: usize,
     default_base: f64,
 ) -> Result<RopeSpec, Error> {
-    read_turned(reader, kind, head_dim, None, context, default_base)
+    read_turned(reader, kind, head_dim, None, 1.0, context, default_base)
 }
 
 /// Reads the rotary embedding of the `turned` numbers of a head, whatever share of the head the configuration states.
 pub(super) fn read_whole(reader: &Reader<'_>, turned: usize, context: usize, base: f64) -> Result<RopeSpec, Error> {
-    read_turned(reader, "", turned, Some(1.0), context, base)
+    read_turned(reader, "", turned, Some(1.0), 1.0, context, base)
+}
+
+/// [`read`] for families that turn `share` of a head unless told otherwise.
+pub(super) fn read_partial(
+    reader: &Reader<'_>,
+    head_dim: usize,
+    share: f64,
+    context: usize,
+    base: f64,
+) -> Result<RopeSpec, Error> {
+    read_turned(reader, "", head_dim, None, share, context, base)
 }
 
 fn read_turned(
@@ -35,9 +46,11 @@ fn read_turned(
     kind: &str,
     head_dim: usize,
     share: Option<f64>,
+    default_share: f64,
     context: usize,
     default_base: f64,
 ) -> Result<RopeSpec, Error> {
+    let stated_share = reader.positive("partial_rotary_factor", Some(default_share))?;
     let parameters = match reader.object("rope_parameters")? {
         Some(parameters) if !kind.is_empty() => match parameters.object(kind)? {
             Some(of_kind) => Some(of_kind),
@@ -50,10 +63,9 @@ fn read_turned(
     };
     let base_key = if kind == "sliding_attention" { "rope_local_base_freq" } else { "rope_theta" };
     let stated = reader.positive(base_key, Some(default_base))?;
-    let Some(parameters) = parameters else { return Ok(default(head_dim, 1.0, stated)) };
+    let Some(parameters) = parameters else { return Ok(default(head_dim, share.unwrap_or(stated_share), stated)) };
     let base = parameters.positive("rope_theta", Some(stated))?;
-    let stated = reader.positive("partial_rotary_factor", Some(1.0))?;
-    let partial = share.map_or_else(|| parameters.positive("partial_rotary_factor", Some(stated)), Ok)?;
+    let partial = share.map_or_else(|| parameters.positive("partial_rotary_factor", Some(stated_share)), Ok)?;
     let plain = default(head_dim, partial, base);
     let legacy = parameters.string("type", Some("default"))?;
     match parameters.string("rope_type", Some(&legacy))?.as_str() {

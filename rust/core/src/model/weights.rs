@@ -69,6 +69,17 @@ pub(super) struct MatrixSpec {
     tail: Option<(usize, usize)>,
     /// Shape of the tensor of which this matrix is a part.
     pub(super) whole: Option<[usize; 2]>,
+    /// The rows of that tensor which are ours, one after the other; all of them when there are none.
+    sections: Vec<Section>,
+}
+
+/// Rows that a tensor holds in runs of `width`, the first of them `offset`, their beginnings `period` apart.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Section {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) offset: usize,
+    pub(super) period: usize,
 }
 
 impl MatrixSpec {
@@ -83,6 +94,7 @@ impl MatrixSpec {
             rotated: None,
             tail: None,
             whole: None,
+            sections: Vec::new(),
         }
     }
 
@@ -94,6 +106,16 @@ impl MatrixSpec {
     /// A part of the tensor `stored`, whose shape is `whole`.
     pub(super) fn part_of(self, stored: Part, whole: [usize; 2]) -> MatrixSpec {
         MatrixSpec { stored, whole: Some(whole), ..self }
+    }
+
+    /// The rows in `sections`, one after the other, of its role's tensor, which has `rows` rows.
+    pub(super) fn sections(self, rows: usize, sections: Vec<Section>) -> MatrixSpec {
+        MatrixSpec { whole: Some([rows, self.columns]), sections, ..self }
+    }
+
+    /// Shape of the tensor that holds it.
+    pub(super) fn stored_shape(&self) -> [usize; 2] {
+        self.whole.unwrap_or([self.rows, self.columns])
     }
 
     /// The last `tail` of every `width` rows come as pairs side by side.
@@ -172,7 +194,7 @@ impl Loader<'_> {
     pub(super) fn norm(&self, norm: Norm, layer: usize, length: usize) -> Result<Vec<f32>, Error> {
         let mut weight = self.vector(&(self.name(Part::Norm(norm), layer) + ".weight"), length)?;
         // GGUF files carry the offset in the weights already.
-        if self.convention == Convention::HuggingFace && self.config.norm_offset != 0.0 {
+        if self.convention != Convention::Gguf && self.config.norm_offset != 0.0 {
             for weight in &mut weight {
                 *weight += self.config.norm_offset;
             }
@@ -190,7 +212,7 @@ impl Loader<'_> {
         let name = self.name(part, layer) + ".weight";
         // PyTorch counts the inputs of a channel too, which is one.
         let shape: &[usize] =
-            if self.convention == Convention::HuggingFace { &[channels, 1, taps] } else { &[channels, taps] };
+            if self.convention == Convention::Gguf { &[channels, taps] } else { &[channels, 1, taps] };
         let tensor = self.checkpoint.require(&name, shape)?;
         let mut out = vec![0.0; channels * taps];
         for (row, out) in out.chunks_exact_mut(taps).enumerate() {
@@ -199,12 +221,16 @@ impl Loader<'_> {
         self.checked(&tensor, out)
     }
 
+    /// What the checkpoint calls `part`, without the ending.
     pub(super) fn name(&self, part: Part, layer: usize) -> String {
         self.config.names.tensor(self.convention, part, layer)
     }
 
     /// Row of the file that holds row `row` of a matrix.
     fn source(&self, spec: &MatrixSpec, row: usize) -> usize {
+        if !spec.sections.is_empty() {
+            return stored_row(&spec.sections, row);
+        }
         if let Some((width, tail)) = spec.tail {
             let (start, inside) = (row / width * width, row % width);
             let plain = width - tail;
@@ -219,11 +245,12 @@ impl Loader<'_> {
     /// The matrix that `spec` describes, packed for its use.
     pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
         let name = self.name(spec.stored, layer) + ".weight";
-        let tensor = self.checkpoint.require(&name, &[spec.rows, spec.columns])?;
+        let tensor = self.checkpoint.require(&name, &spec.stored_shape())?;
         let format = self.format(&tensor)?;
         let shape = (spec.rows, spec.columns);
         let packed = self.pack(&name, spec.role, shape, format, &tensor, |row| self.source(spec, row))?;
-        self.finished(&tensor);
+        tensor.release();
+        self.read((tensor.nbytes() / tensor.rows().max(1) * spec.rows) as u64);
         Ok(packed)
     }
 
@@ -289,7 +316,7 @@ impl Loader<'_> {
     pub(super) fn linear(&self, spec: &MatrixSpec, layer: usize) -> Result<Linear, Error> {
         let matrix = self.matrix(spec, layer)?;
         let bias = if spec.bias {
-            let stored = self.bias(spec.stored, layer, spec.rows)?;
+            let stored = self.bias(spec.stored, layer, spec.stored_shape()[0])?;
             Some((0..spec.rows).map(|row| stored[self.source(spec, row)]).collect())
         } else {
             None
@@ -344,9 +371,29 @@ fn deinterleave(row: usize, width: usize) -> usize {
     head * width + 2 * pair + half
 }
 
+/// Row of the file that holds row `row` of a matrix made of `sections`.
+fn stored_row(sections: &[Section], row: usize) -> usize {
+    let mut row = row;
+    for section in sections {
+        if row < section.rows {
+            return row / section.width * section.period + section.offset + row % section.width;
+        }
+        row -= section.rows;
+    }
+    row
+}
+
 #[cfg(test)]
 mod tests {
-    use super::deinterleave;
+    use super::{Section, deinterleave, stored_row};
+
+    #[test]
+    fn sections_stand_one_after_the_other() {
+        let sections =
+            [Section { rows: 4, width: 2, offset: 0, period: 5 }, Section { rows: 6, width: 3, offset: 2, period: 5 }];
+        let rows: Vec<usize> = (0..10).map(|row| stored_row(&sections, row)).collect();
+        assert_eq!(rows, [0, 1, 5, 6, 2, 3, 4, 7, 8, 9]);
+    }
 
     #[test]
     fn rotated_pairs_come_back_to_halves() {

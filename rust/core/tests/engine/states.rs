@@ -44,6 +44,52 @@ fn lfm2(name: &str) -> Directory {
     write(name, &config, tensors)
 }
 
+/// Qwen3.5 of three layers, the last one attending.
+fn qwen35(name: &str) -> Directory {
+    let (inner, values) = (80, 4 * 20);
+    let qkv = 2 * 2 * 8 + values;
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN], 1.0),
+        ("model.norm.weight".to_owned(), vec![HIDDEN], 0.0),
+    ];
+    for layer in 0..3 {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let matrix = |part: &str, n: usize, k: usize| (name(part) + ".weight", vec![n, k], 3.0 / (k as f32).sqrt());
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.push((name(norm) + ".weight", vec![HIDDEN], 0.1));
+        }
+        tensors.push(matrix("mlp.gate_proj", inner, HIDDEN));
+        tensors.push(matrix("mlp.up_proj", inner, HIDDEN));
+        tensors.push(matrix("mlp.down_proj", HIDDEN, inner));
+        if layer == 2 {
+            tensors.push((name("self_attn.q_norm.weight"), vec![12], 0.1));
+            tensors.push((name("self_attn.k_norm.weight"), vec![12], 0.1));
+            tensors.push(matrix("self_attn.q_proj", 2 * HIDDEN, HIDDEN));
+            tensors.push(matrix("self_attn.k_proj", HIDDEN / 2, HIDDEN));
+            tensors.push(matrix("self_attn.v_proj", HIDDEN / 2, HIDDEN));
+            tensors.push(matrix("self_attn.o_proj", HIDDEN, HIDDEN));
+        } else {
+            tensors.push(matrix("linear_attn.in_proj_qkv", qkv, HIDDEN));
+            tensors.push(matrix("linear_attn.in_proj_z", values, HIDDEN));
+            tensors.push(matrix("linear_attn.in_proj_a", 4, HIDDEN));
+            tensors.push(matrix("linear_attn.in_proj_b", 4, HIDDEN));
+            tensors.push(matrix("linear_attn.out_proj", HIDDEN, values));
+            tensors.push((name("linear_attn.conv1d.weight"), vec![qkv, 1, 4], 1.0));
+            tensors.push((name("linear_attn.norm.weight"), vec![20], 0.0));
+            tensors.push((name("linear_attn.A_log"), vec![4], 1.0));
+            tensors.push((name("linear_attn.dt_bias"), vec![4], 1.0));
+        }
+    }
+    let config = serde_json::json!({
+        "model_type": "qwen3_5_text", "hidden_size": HIDDEN, "intermediate_size": inner, "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "linear_attention", "full_attention"], "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 12, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 20, "vocab_size": VOCAB, "tie_word_embeddings": true,
+        "max_position_embeddings": 512,
+    });
+    write(name, &config, tensors)
+}
+
 /// One sequence that is computed piece by piece.
 struct Walk {
     model: Model,
@@ -81,10 +127,16 @@ impl Walk {
 
 #[test]
 fn a_restored_sequence_goes_on_as_if_nothing_had_been() {
-    let directory = lfm2("snapshot");
+    for directory in [lfm2("snapshot-lfm2"), qwen35("snapshot-qwen35")] {
+        restored(&directory);
+    }
+}
+
+/// Snapshot, drafts, and back.
+fn restored(directory: &Directory) {
     let ids = prompt(5);
     let (first, rest) = ids.split_at(40);
-    let mut walk = Walk::new(&directory);
+    let mut walk = Walk::new(directory);
     walk.step(first);
     let snapshot = walk.cache.snapshot(&walk.table, 40);
     assert_eq!(snapshot.tokens(), 40);
@@ -106,9 +158,15 @@ fn a_restored_sequence_goes_on_as_if_nothing_had_been() {
 
 #[test]
 fn slots_are_zeroed_handed_out_and_taken_back() {
-    let directory = lfm2("slots");
+    for directory in [lfm2("slots-lfm2"), qwen35("slots-qwen35")] {
+        zeroed(&directory);
+    }
+}
+
+/// Slots of two sequences, one of them preempted.
+fn zeroed(directory: &Directory) {
     let ids = prompt(4);
-    let mut walk = Walk::new(&directory);
+    let mut walk = Walk::new(directory);
     let expected = walk.step(&ids);
     let snapshot = walk.cache.snapshot(&walk.table, ids.len());
     let (mut second, mut third) = (Table::default(), Table::default());
@@ -128,8 +186,14 @@ fn slots_are_zeroed_handed_out_and_taken_back() {
 
 #[test]
 fn company_chunks_and_preemption_change_no_bit() {
-    let directory = lfm2("company");
-    let alone = load(&directory, &options());
+    for directory in [lfm2("company-lfm2"), qwen35("company-qwen35")] {
+        in_company(&directory);
+    }
+}
+
+/// Eight requests at once under several options, against one by one.
+fn in_company(directory: &Directory) {
+    let alone = load(directory, &options());
     let answer = |completion: &farthing::engine::Completion| super::bits(completion);
     let expected: Vec<_> = (0..8).map(|index| answer(&alone.generate(vec![request(index)]).unwrap()[0])).collect();
     for variant in [
@@ -138,7 +202,7 @@ fn company_chunks_and_preemption_change_no_bit() {
         Options { max_sequences: 3, ..options() },
         Options { kv_pages: Some(6), ..options() },
     ] {
-        let llm = load(&directory, &variant);
+        let llm = load(directory, &variant);
         let together = llm.generate((0..8).map(request).collect()).unwrap();
         assert_eq!(together.iter().map(answer).collect::<Vec<_>>(), expected, "{variant:?}");
         assert_eq!(llm.ledger().preemptions > 0, variant.kv_pages.is_some());

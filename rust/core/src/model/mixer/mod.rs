@@ -4,6 +4,7 @@
 //! cache, as pages of keys and values or as a state of fixed size.
 
 pub mod attention;
+pub mod gated_delta;
 pub mod latent;
 pub mod short_convolution;
 
@@ -14,6 +15,7 @@ use crate::engine::cache::Cache;
 use crate::error::Error;
 use attention::{Attention, AttentionSpec};
 use farthing_kernels::format::PackedMatrix;
+use gated_delta::{GatedDelta, GatedDeltaSpec};
 use latent::{LatentAttention, LatentAttentionSpec};
 use short_convolution::{ShortConvolution, ShortConvolutionSpec};
 
@@ -26,6 +28,8 @@ pub enum MixerSpec {
     Latent(LatentAttentionSpec),
     /// A gated convolution over a few rows before.
     ShortConvolution(ShortConvolutionSpec),
+    /// A state for each head that the gated delta rule corrects.
+    GatedDelta(GatedDeltaSpec),
 }
 
 /// A mixer's tensors.
@@ -36,6 +40,7 @@ pub(super) enum Mixer {
     Attention(Attention),
     Latent(LatentAttention),
     ShortConvolution(ShortConvolution),
+    GatedDelta(GatedDelta),
 }
 
 /// Buffers of every kind of mixer.
@@ -44,6 +49,7 @@ pub(super) struct Buffers {
     attention: attention::Buffers,
     latent: latent::Buffers,
     short_convolution: short_convolution::Buffers,
+    gated_delta: gated_delta::Buffers,
 }
 
 impl MixerSpec {
@@ -52,7 +58,7 @@ impl MixerSpec {
         match self {
             MixerSpec::Attention(spec) => (spec.kv_heads, spec.head_dim),
             MixerSpec::Latent(spec) => (1, spec.row()),
-            MixerSpec::ShortConvolution(_) => (0, 0),
+            MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => (0, 0),
         }
     }
 
@@ -60,7 +66,7 @@ impl MixerSpec {
     pub fn window(&self) -> Option<usize> {
         match self {
             MixerSpec::Attention(spec) => spec.window,
-            MixerSpec::Latent(_) | MixerSpec::ShortConvolution(_) => None,
+            MixerSpec::Latent(_) | MixerSpec::ShortConvolution(_) | MixerSpec::GatedDelta(_) => None,
         }
     }
 
@@ -69,15 +75,17 @@ impl MixerSpec {
         match self {
             MixerSpec::Attention(_) | MixerSpec::Latent(_) => 0,
             MixerSpec::ShortConvolution(spec) => spec.state_floats(),
+            MixerSpec::GatedDelta(spec) => spec.state_floats(),
         }
     }
 
     /// Every matrix, in the order of use.
     pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
         match self {
-            MixerSpec::Attention(spec) => spec.matrices(hidden).into(),
+            MixerSpec::Attention(spec) => spec.matrices(hidden),
             MixerSpec::Latent(spec) => spec.matrices(hidden),
             MixerSpec::ShortConvolution(spec) => spec.matrices().into(),
+            MixerSpec::GatedDelta(spec) => spec.matrices(hidden).into(),
         }
     }
 
@@ -86,6 +94,7 @@ impl MixerSpec {
             MixerSpec::Attention(spec) => Mixer::Attention(spec.load(loader, layer)?),
             MixerSpec::Latent(spec) => Mixer::Latent(spec.load(loader, layer)?),
             MixerSpec::ShortConvolution(spec) => Mixer::ShortConvolution(spec.load(loader, layer)?),
+            MixerSpec::GatedDelta(spec) => Mixer::GatedDelta(spec.load(loader, layer)?),
         })
     }
 }
@@ -97,6 +106,7 @@ impl Mixer {
             Mixer::Attention(mixer) => bare(mixer.linears()),
             Mixer::Latent(mixer) => mixer.matrices(),
             Mixer::ShortConvolution(mixer) => bare(mixer.linears()),
+            Mixer::GatedDelta(mixer) => bare(mixer.linears()),
         }
     }
 
@@ -117,11 +127,14 @@ impl Mixer {
             Mixer::ShortConvolution(mixer) => {
                 mixer.forward(pass, cache.states(layer), stream, &mut buffers.short_convolution, after);
             }
+            Mixer::GatedDelta(mixer) => {
+                mixer.forward(pass, cache.states(layer), stream, &mut buffers.gated_delta, after);
+            }
         }
     }
 }
 
 /// The matrices without their biases.
-fn bare<const N: usize>(linears: [(Role, &Linear); N]) -> Vec<(Role, &PackedMatrix)> {
-    linears.map(|(role, linear)| (role, &linear.matrix)).into()
+fn bare<'a>(linears: impl IntoIterator<Item = (Role, &'a Linear)>) -> Vec<(Role, &'a PackedMatrix)> {
+    linears.into_iter().map(|(role, linear)| (role, &linear.matrix)).collect()
 }
