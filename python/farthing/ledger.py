@@ -151,6 +151,12 @@ class EngineLedger(_Table):
         prefill_seconds: seconds in passes that held prompt tokens.
         decode_seconds: seconds in passes without.
         decode_bytes: bytes of weights, keys and values that those passes read.
+        expert_hits: experts that were in memory when a step needed them, under ``expert_memory``.
+        expert_misses: experts that had to be fetched from disk.
+        expert_bytes: bytes of experts fetched from disk.
+        expert_evictions: experts that left memory.
+        expert_guesses: experts fetched because the next layer's router might choose them.
+        expert_right_guesses: of which so many were needed before they left.
     """
 
     requests: int
@@ -163,6 +169,17 @@ class EngineLedger(_Table):
     prefill_seconds: float
     decode_seconds: float
     decode_bytes: int
+    expert_hits: int
+    expert_misses: int
+    expert_bytes: int
+    expert_evictions: int
+    expert_guesses: int
+    expert_right_guesses: int
+
+    @property
+    def expert_hit_rate(self) -> float | None:
+        """Share of the experts a step needed that were in memory; None where all stay there."""
+        return _rate(self.expert_hits, self.expert_hits + self.expert_misses)
 
     @property
     def decode_bandwidth(self) -> float | None:
@@ -170,7 +187,7 @@ class EngineLedger(_Table):
         return _rate(self.decode_bytes, self.decode_seconds)
 
     def _rows(self) -> list[tuple[str, str]]:
-        return [
+        rows = [
             ("requests", str(self.requests)),
             ("passes", str(self.passes)),
             ("tokens computed", str(self.rows)),
@@ -182,6 +199,12 @@ class EngineLedger(_Table):
             ("decode", seconds(self.decode_seconds)),
             ("memory read in decode", _against_limit(self.decode_bandwidth)),
         ]
+        if self.expert_misses:
+            rows += [
+                ("experts found in memory", f"{self.expert_hit_rate or 0:.0%}"),
+                ("experts fetched", size(self.expert_bytes)),
+            ]
+        return rows
 
 
 def from_core(kind: type[Any], core: Any) -> Any:

@@ -18,6 +18,7 @@ from .explanation import Explanation
 from .ledger import EngineLedger, from_core
 from .names import locate
 from .sampling import SamplingParams, integer
+from .sizes import byte_count
 from .tokenizer import Tokenizer
 
 __all__ = ["LLM", "Conversation", "Prompt"]
@@ -43,6 +44,9 @@ class LLM:
         chunk: most prompt tokens in one step; None takes 512. Results do not depend on it.
         kv_pages: pages of 32 tokens for all sequences together; None takes what ``max_sequences`` contexts need, up to
             a quarter of the memory.
+        expert_memory: most bytes of a mixture's experts in memory, a number or text such as ``"2GB"`` or ``"500MiB"``.
+            The others stay on disk, packed in the cache directory (``$XDG_CACHE_HOME/farthing/experts``) at the first
+            load, and are fetched when a token is sent to them. Results do not depend on it. None keeps all in memory.
         progress: called as ``progress(stage, done, total)`` while the model loads (stage ``load``), at most ten times a
             second.
 
@@ -67,6 +71,7 @@ class LLM:
         context: int | None = None,
         chunk: int | None = None,
         kv_pages: int | None = None,
+        expert_memory: int | str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         if speculation not in ("auto", None):
@@ -83,6 +88,7 @@ class LLM:
             activations=activations,
             kv=kv,
             max_sequences=integer("max_sequences", max_sequences, 1),
+            expert_memory=None if expert_memory is None else byte_count("expert_memory", expert_memory),
             progress=progress,
             **options,
         )

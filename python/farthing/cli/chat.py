@@ -30,6 +30,7 @@ def chat(
     kv: opt.Kv = "auto",
     threads: opt.Threads = None,
     context: opt.Context = None,
+    expert_memory: opt.ExpertMemory = None,
 ) -> None:
     """Talk with a model.
 
@@ -55,6 +56,7 @@ def chat(
             kv=kv,
             threads=threads,
             context=context,
+            expert_memory=expert_memory,
             max_sequences=1,
             progress=progress,
         )

@@ -32,6 +32,7 @@ def generate(
     kv: opt.Kv = "auto",
     threads: opt.Threads = None,
     context: opt.Context = None,
+    expert_memory: opt.ExpertMemory = None,
     as_json: opt.Json = False,
 ) -> None:
     """Answer one prompt; the text goes to standard output, the ledger to standard error."""
@@ -61,6 +62,7 @@ def generate(
             kv=kv,
             threads=threads,
             context=context,
+            expert_memory=expert_memory,
             max_sequences=1,
             progress=progress,
         )

@@ -24,6 +24,13 @@ Threads = Annotated[
 Context = Annotated[
     int | None, typer.Option(help="Longest sequence in tokens; by default the model's own.", rich_help_panel=ENGINE)
 ]
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Most memory for a mixture's experts, such as 2GB; the others stay on disk. By default all stay in memory.",
+        rich_help_panel=ENGINE,
+    ),
+]
 MaxTokens = Annotated[
     int, typer.Option("--max-tokens", "-n", help="Most tokens to generate.", rich_help_panel=SAMPLING)
 ]

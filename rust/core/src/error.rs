@@ -35,6 +35,14 @@ pub enum Error {
     /// The system has no memory left for weights or pages.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// Experts could not be written to disk, or not be read again.
+    #[error("expert store {file}: {reason}")]
+    Store {
+        /// The file.
+        file: String,
+        /// The system's message, or what is wrong with the contents.
+        reason: String,
+    },
     /// The logits define no distribution: broken weights, or activations beyond the format's range.
     #[error("no token can be drawn at position {position}: {error} (are the weights broken?)")]
     NoToken {

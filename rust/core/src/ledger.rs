@@ -1,5 +1,6 @@
 //! The books: what an answer really cost. The ledger is told, and asks nobody.
 
+use crate::moe::StreamStatistics;
 use std::time::Duration;
 
 /// Cost of one request.
@@ -93,6 +94,18 @@ pub struct EngineLedger {
     pub decode_seconds: f64,
     /// Bytes of weights and pages read by passes of decode rows only.
     pub decode_bytes: u64,
+    /// Experts that were in memory when a step needed them, where they come and go.
+    pub expert_hits: u64,
+    /// Experts that had to be fetched from disk.
+    pub expert_misses: u64,
+    /// Bytes of experts fetched from disk.
+    pub expert_bytes: u64,
+    /// Experts that left memory.
+    pub expert_evictions: u64,
+    /// Experts fetched because the next layer's router might choose them.
+    pub expert_guesses: u64,
+    /// Of which so many were needed before they left.
+    pub expert_right_guesses: u64,
 }
 
 impl EngineLedger {
@@ -120,6 +133,13 @@ pub struct Pass {
 }
 
 impl EngineLedger {
+    /// Notes what experts that come and go have cost up to now.
+    pub fn note(&mut self, experts: StreamStatistics) {
+        let StreamStatistics { hits, misses, bytes, evictions, guesses, right_guesses } = experts;
+        (self.expert_hits, self.expert_misses, self.expert_bytes) = (hits, misses, bytes);
+        (self.expert_evictions, self.expert_guesses, self.expert_right_guesses) = (evictions, guesses, right_guesses);
+    }
+
     /// Books a pass and the bytes of keys and values of its sequences.
     pub fn book(&mut self, pass: &Pass, kv_bytes: u64) {
         self.passes += 1;

@@ -1,5 +1,6 @@
 //! The engine of farthing: loaders, model families, the batched step and the ledger.
 
+mod checksum;
 pub mod detokenize;
 pub mod engine;
 pub mod error;

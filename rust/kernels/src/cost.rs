@@ -212,7 +212,8 @@ fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     done
 }
 
-fn cache_directory() -> Option<PathBuf> {
+/// Where files lie that may be made anew: `XDG_CACHE_HOME/farthing`, else `~/.cache/farthing`.
+pub fn cache_directory() -> Option<PathBuf> {
     let path = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = path("XDG_CACHE_HOME").or_else(|| Some(path("HOME")?.join(".cache")))?;
     Some(caches.join("farthing"))

@@ -13,6 +13,7 @@ pub mod affinity;
 pub mod attention;
 pub mod cost;
 pub mod experts;
+pub mod file_map;
 pub mod format;
 pub mod isa;
 pub mod math;

@@ -209,7 +209,8 @@ pub(crate) struct Llm(engine::Llm);
 #[pymethods]
 impl Llm {
     #[new]
-    #[pyo3(signature = (path, *, weights, activations, kv, threads, max_sequences, context, chunk, kv_pages, progress))]
+    #[pyo3(signature = (path, *, weights, activations, kv, threads, max_sequences, context, chunk, kv_pages,
+        expert_memory, progress))]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -221,6 +222,7 @@ impl Llm {
         context: Option<usize>,
         chunk: Option<usize>,
         kv_pages: Option<usize>,
+        expert_memory: Option<u64>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let options = Options {
@@ -232,6 +234,7 @@ impl Llm {
             context,
             chunk,
             kv_pages,
+            expert_memory,
         };
         let report = Report { callable: progress, state: Mutex::new(State::default()) };
         let loaded = py.detach(|| engine::Llm::load(&path, &options, &|progress| report.tell(progress)));

@@ -95,7 +95,9 @@ impl Llm {
             .num_threads(threads)
             .build()
             .map_err(|error| Error::Stopped { reason: format!("no threads to pack with: {error}") })?;
-        let model = packers.install(|| Model::load(&checkpoint, options.weights, options.activations, &report))?;
+        let model = packers.install(|| {
+            Model::load(&checkpoint, options.weights, options.activations, options.expert_memory, &report)
+        })?;
         drop(checkpoint);
         let config = model.config().clone();
         let kv = options.kv.resolve(options.weights);

@@ -119,6 +119,8 @@ pub struct Options {
     /// Pages of 32 tokens for all sequences together; `None` takes what `max_sequences` full contexts need, up to a
     /// quarter of the memory.
     pub kv_pages: Option<usize>,
+    /// Most bytes of experts in memory, the others on disk; `None` keeps all in memory.
+    pub expert_memory: Option<u64>,
 }
 
 impl Default for Options {
@@ -132,6 +134,7 @@ impl Default for Options {
             context: None,
             chunk: None,
             kv_pages: None,
+            expert_memory: None,
         }
     }
 }

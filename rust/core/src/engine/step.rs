@@ -149,6 +149,7 @@ impl Engine {
         // Whoever hears of an end finds it in the books.
         let mut ledger = lock(&self.ledger);
         ledger.book(pass, kv_bytes);
+        ledger.note(self.model.stream_statistics());
         ledger.drawn += drawn;
         ledger.requests += ended.len() as u64;
         drop(ledger);

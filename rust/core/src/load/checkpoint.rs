@@ -154,6 +154,19 @@ impl Checkpoint {
         self.files.iter().map(|file| file.len() as u64).sum()
     }
 
+    /// The first of its files, or the directory of them.
+    pub(crate) fn path(&self) -> &Path {
+        match &self.metadata {
+            Metadata::HuggingFace(files) => &files.directory,
+            Metadata::Gguf(_) => self.files.first().map_or(Path::new(""), |file| file.path()),
+        }
+    }
+
+    /// A line for each file that changes when the file does, without reading the whole of it.
+    pub(crate) fn identity(&self) -> String {
+        self.files.iter().map(|file| file.identity()).collect()
+    }
+
     fn view<'a>(&'a self, tensor: &'a Tensor) -> TensorView<'a> {
         TensorView { tensor, file: &self.files[tensor.file as usize] }
     }

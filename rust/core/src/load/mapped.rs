@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::ops::{Deref, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::{Mmap, MmapOptions};
 
 use super::error::FormatError;
+use crate::checksum::checksum;
 
 enum Bytes {
     Map(Mmap),
@@ -16,6 +18,8 @@ enum Bytes {
 /// The whole of a file. Dereferences to its bytes.
 pub(super) struct Mapped {
     bytes: Bytes,
+    /// Where it lies, and when it was last written.
+    origin: Option<(PathBuf, SystemTime)>,
 }
 
 impl Mapped {
@@ -41,11 +45,29 @@ impl Mapped {
         // reads fault or change. Parsed offsets are not read again, and each access checks its bounds against the length
         // of the map, so changed bytes give wrong weights, never an access outside the map.
         let map = unsafe { MmapOptions::new().len(length).map_copy_read_only(&file) }.map_err(refused)?;
-        let got = file.metadata().map_err(refused)?.len();
+        let metadata = file.metadata().map_err(refused)?;
+        let got = metadata.len();
         if got != expected {
             return Err(FormatError::FileChanged { file: name(), got, expected });
         }
-        Ok(Mapped { bytes: Bytes::Map(map) })
+        let origin = metadata.modified().ok().map(|modified| (path.to_path_buf(), modified));
+        Ok(Mapped { bytes: Bytes::Map(map), origin })
+    }
+
+    /// Where it lies; nowhere for bytes in memory.
+    pub(super) fn path(&self) -> &Path {
+        self.origin.as_ref().map_or(Path::new(""), |(path, _)| path)
+    }
+
+    /// A line that changes with the file: path, length, time of the last change, a checksum of its two ends.
+    pub(super) fn identity(&self) -> String {
+        const END: usize = 1 << 20;
+        let modified = self.origin.as_ref().map_or(UNIX_EPOCH, |&(_, modified)| modified);
+        let path = fs::canonicalize(self.path()).unwrap_or_else(|_| self.path().to_path_buf());
+        let nanoseconds = modified.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
+        let (head, tail) = (&self[..self.len().min(END)], &self[self.len().saturating_sub(END)..]);
+        let sum = checksum(head) ^ checksum(tail).rotate_left(1);
+        format!("{}, {} bytes of {nanoseconds}, {sum:016x}\n", path.display(), self.len())
     }
 
     /// Drops the pages of `range` from memory; a later read fetches them from the file again.
@@ -68,7 +90,7 @@ impl Mapped {
 
 impl From<Vec<u8>> for Mapped {
     fn from(bytes: Vec<u8>) -> Mapped {
-        Mapped { bytes: Bytes::Owned(bytes) }
+        Mapped { bytes: Bytes::Owned(bytes), origin: None }
     }
 }
 

@@ -11,6 +11,9 @@ use farthing_kernels::pool::Pool;
 use farthing_kernels::recurrent::Segment;
 use farthing_kernels::rope::RopeTable;
 
+/// Up to this many rows, experts of the next block are guessed; more rows choose most of them anyway.
+const GUESSED: usize = 4;
+
 /// One row as it enters the first block.
 #[derive(Clone, Copy, Debug)]
 pub enum Row<'a> {
@@ -65,6 +68,8 @@ pub(super) struct Stream {
 #[derive(Default)]
 pub struct Scratch {
     stream: Stream,
+    /// `(t, hidden)`: the stream as the next block would norm it.
+    ahead: Vec<f32>,
     mixer: mixer::Buffers,
     feed_forward: feed_forward::Buffers,
     /// `(logit rows, vocab)`.
@@ -107,7 +112,7 @@ impl Model {
         let (t, hidden) = (batch.positions.len(), self.config.hidden);
         let last = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
         self.ropes.iter_mut().for_each(|rope| rope.ensure(last));
-        let Scratch { stream, mixer, feed_forward, logits } = scratch;
+        let Scratch { stream, ahead, mixer, feed_forward, logits } = scratch;
         self.enter(batch.rows, sized(&mut stream.rows, t * hidden))?;
         let segment = |(span, &slot): (&Span<'_>, _)| Segment { first_row: span.first_row, rows: span.rows, slot };
         let segments: Vec<Segment> = batch.spans.iter().zip(batch.slots).map(segment).collect();
@@ -123,7 +128,13 @@ impl Model {
             pass.norm(&block.mixer_norm, stream);
             block.mixer.forward(&pass, layer, cache, stream, mixer, block.after_mixer.as_deref());
             pass.norm(&block.feed_forward_norm, stream);
-            block.feed_forward.forward(&pass, stream, feed_forward, block.after_feed_forward.as_deref());
+            block.feed_forward.choose(&pass, stream, feed_forward);
+            if let Some(next) = self.blocks.get(layer + 1).filter(|_| self.store.is_some() && t <= GUESSED) {
+                let normed = sized(ahead, t * hidden);
+                pass.normalise(&stream.rows, &next.feed_forward_norm, normed);
+                next.feed_forward.guess(&pass, normed, feed_forward);
+            }
+            block.feed_forward.forward(&pass, stream, feed_forward, block.after_feed_forward.as_deref())?;
         }
         let rows = batch.logit_rows.len();
         let Stream { rows: all, normed, input, .. } = stream;
@@ -236,14 +247,15 @@ impl Pass<'_> {
         &self,
         after: Option<&[f32]>,
         stream: &mut Stream,
-        f: impl FnOnce(&[f32], &mut [f32], bool),
-    ) {
+        f: impl FnOnce(&[f32], &mut [f32], bool) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let Stream { rows, normed, product, .. } = stream;
         let Some(after) = after else { return f(normed, rows, true) };
         let product = sized(product, rows.len());
-        f(normed, product, false);
+        f(normed, product, false)?;
         self.normalise(product, after, normed);
         add(rows, normed);
+        Ok(())
     }
 }
 

@@ -33,10 +33,12 @@ pub use parameters::Parameters;
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
 use crate::load::{Checkpoint, FormatError, Metadata, Rows};
+use crate::moe::StreamStatistics;
 use config::Config;
 use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::rope::RopeTable;
 use feed_forward::sparse::Sparse;
+use feed_forward::streamed::ExpertStore;
 use names::Convention;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
@@ -54,6 +56,8 @@ pub struct Model {
     blocks: Vec<Block>,
     final_norm: Vec<f32>,
     ropes: Vec<RopeTable>,
+    /// Where experts are that do not stay in memory.
+    store: Option<ExpertStore>,
 }
 
 /// Reads a checkpoint's description without touching its weights.
@@ -76,34 +80,39 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Config, Error> {
 }
 
 impl Model {
-    /// Loads every tensor; `progress` hears the bytes of the file that are packed so far.
+    /// Loads every tensor; `progress` hears the bytes of the file that are packed so far. At most `expert_memory` bytes of
+    /// experts are kept in memory, if given.
     pub fn load(
         checkpoint: &Checkpoint,
         weights: Weights,
         activations: Activations,
+        expert_memory: Option<u64>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Model, Error> {
         let config = describe(checkpoint)?;
         let convention = Convention::of(checkpoint);
         let interleaved = convention == Convention::Gguf && INTERLEAVED.contains(&config.family.as_str());
         let done = AtomicU64::new(0);
-        let loader = Loader {
+        let mut loader = Loader {
             checkpoint,
             config: &config,
             convention,
             interleaved,
             weights,
             activations,
+            store: None,
             done: &done,
             progress,
         };
+        let store = expert_memory.map(|budget| ExpertStore::open(&loader, budget)).transpose()?;
+        loader.store = store.as_ref();
         let embedding = loader.matrix(&config.embedding(), 0)?;
         let head = config.head().map(|head| loader.matrix(&head, 0)).transpose()?;
         let blocks = (0..config.blocks.len()).map(|layer| loader.block(layer)).collect::<Result<_, _>>()?;
         let final_norm = loader.norm(names::Norm::Final, 0, config.hidden)?;
         let ropes =
             config.ropes.iter().map(|rope| RopeTable::new(rope.inverse_frequencies.clone(), rope.scale)).collect();
-        Ok(Model { config, embedding, head, blocks, final_norm, ropes })
+        Ok(Model { config, embedding, head, blocks, final_norm, ropes, store })
     }
 
     /// The description.
@@ -136,9 +145,15 @@ impl Model {
         self.head().nbytes() as u64
     }
 
+    /// What experts that come and go have cost so far; nothing where all stay.
+    pub fn stream_statistics(&self) -> StreamStatistics {
+        self.store.as_ref().map(|store| store.residency().statistics()).unwrap_or_default()
+    }
+
     /// Resident bytes of all matrices.
     pub fn resident_bytes(&self) -> u64 {
-        let blocks = self.block_bytes() + self.expert_bytes();
+        let experts = self.store.as_ref().map_or_else(|| self.expert_bytes(), ExpertStore::resident_bytes);
+        let blocks = self.block_bytes() + experts;
         blocks + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
     }
 }

@@ -4,6 +4,7 @@ use super::config::{BlockSpec, Config};
 use super::feed_forward::FeedForward;
 use super::feed_forward::sources::Search;
 use super::feed_forward::sparse::SparseSpec;
+use super::feed_forward::streamed::ExpertStore;
 use super::mixer::Mixer;
 use super::names::{Convention, Norm, Part, Role};
 use super::precision::precision;
@@ -25,6 +26,8 @@ pub(super) struct Loader<'a> {
     pub(super) interleaved: bool,
     pub(super) weights: Weights,
     pub(super) activations: Activations,
+    /// Where experts are that do not stay in memory.
+    pub(super) store: Option<&'a ExpertStore>,
     pub(super) done: &'a AtomicU64,
     pub(super) progress: &'a (dyn Fn(u64) + Sync),
 }

@@ -168,7 +168,7 @@ fn logits_of_all_tokens_do_not_depend_on_chunks() {
 fn embeddings_of_tokens_are_the_tokens() {
     let directory = checkpoint("embeddings", 256);
     let checkpoint = Checkpoint::open(&directory.0).unwrap();
-    let model = Model::load(&checkpoint, Weights::Int4, Activations::Auto, &|_| ()).unwrap();
+    let model = Model::load(&checkpoint, Weights::Int4, Activations::Auto, None, &|_| ()).unwrap();
     let ids = prompt(3);
     let mut rows = vec![0.0; ids.len() * HIDDEN];
     for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(HIDDEN)) {

@@ -103,7 +103,7 @@ struct Walk {
 impl Walk {
     fn new(directory: &Directory) -> Walk {
         let checkpoint = Checkpoint::open(&directory.0).unwrap();
-        let model = Model::load(&checkpoint, Weights::Int8, Activations::Auto, &|_| ()).unwrap();
+        let model = Model::load(&checkpoint, Weights::Int8, Activations::Auto, None, &|_| ()).unwrap();
         let cache = Cache::new(model.config(), 8, KvType::F16, 2).unwrap();
         let (scratch, pool, table) = (Scratch::default(), Pool::new(2), Table::default());
         Walk { model, cache, scratch, pool, table, computed: 0 }

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::layout::{Layout, PANEL, QUAD, Records, TILE, Trailer, store_float};
-use super::packed::half_index;
+use super::packed::{Bytes, half_index};
 use super::{FloatType, Format, Offset, PackedMatrix, Packing, Precision, RowCodes, SuperBlock};
 use crate::memory::{AlignedBytes, OutOfMemory};
 
@@ -45,6 +45,14 @@ pub enum PackError<E> {
     Precision {
         /// The format asked for.
         format: Format,
+    },
+    /// Packed bytes of another length than the matrix has.
+    #[error("packed bytes: got {got}, expected {expected}")]
+    Bytes {
+        /// Bytes given.
+        got: usize,
+        /// Bytes of the matrix.
+        expected: usize,
     },
     /// A float format where codes are packed.
     #[error("format: got {got:?}, expected an integer format")]
@@ -209,7 +217,7 @@ pub(super) fn pack_rows<E: Send>(
 }
 
 /// Whether the format has a kernel for such matrices.
-fn check<E>(k: usize, format: Format, precision: Precision) -> Result<(), PackError<E>> {
+pub(super) fn check<E>(k: usize, format: Format, precision: Precision) -> Result<(), PackError<E>> {
     let one_of = |group: usize, sizes: &[usize], expected| {
         if sizes.contains(&group) { Ok(()) } else { Err(PackError::Group { got: group, expected }) }
     };
@@ -306,7 +314,7 @@ fn pack_panels<E: Send>(
         .enumerate()
         .try_for_each(|(panel, bytes)| fill(&layout, panel * PANEL, layout.tiles(panel), bytes))?;
     bytes.gather();
-    Ok(PackedMatrix { layout, precision, bytes })
+    Ok(PackedMatrix { layout, precision, bytes: Bytes::Own(bytes) })
 }
 
 /// Checks the codes of one row and stores them in its panel.

@@ -1,7 +1,12 @@
 //! [`PackedMatrix`]: one weight matrix in kernel order.
 
+use std::convert::Infallible;
+use std::ops::Deref;
+
 use super::layout::{self, Layout, QUAD, Records, TILE, Trailer, load_float};
-use super::{FloatType, Format, Offset, Precision, SuperBlock};
+use super::pack::check;
+use super::{FloatType, Format, Offset, PackError, Precision, SuperBlock};
+use crate::file_map::MappedBytes;
 use crate::memory::AlignedBytes;
 
 /// A weight matrix `(n, k)` = (outputs, inputs), packed once into the order in which the kernels read it.
@@ -22,10 +27,57 @@ use crate::memory::AlignedBytes;
 pub struct PackedMatrix {
     pub(super) layout: Layout,
     pub(super) precision: Precision,
-    pub(super) bytes: AlignedBytes,
+    pub(super) bytes: Bytes,
+}
+
+/// Where the panels lie.
+pub(super) enum Bytes {
+    Own(AlignedBytes),
+    Mapped(MappedBytes),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Own(bytes) => bytes,
+            Bytes::Mapped(bytes) => bytes,
+        }
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if matches!(self, Bytes::Own(_)) { "Own" } else { "Mapped" };
+        write!(f, "{kind}({})", self.len())
+    }
 }
 
 impl PackedMatrix {
+    /// The matrix whose [`PackedMatrix::as_bytes`] a file holds; any bytes make a matrix, if there are as many as it has.
+    pub fn mapped(
+        n: usize,
+        k: usize,
+        format: Format,
+        precision: Precision,
+        bytes: MappedBytes,
+    ) -> Result<PackedMatrix, PackError<Infallible>> {
+        let expected = format.packed_bytes(n, k).ok_or(PackError::Shape { n, k })?;
+        match format {
+            Format::Float(_) if precision == Precision::F32 => {}
+            _ => check(k, format, precision)?,
+        }
+        if bytes.len() != expected {
+            return Err(PackError::Bytes { got: bytes.len(), expected });
+        }
+        Ok(PackedMatrix { layout: Layout { n, k, format }, precision, bytes: Bytes::Mapped(bytes) })
+    }
+
+    /// The panels as they lie in memory, for a file that [`PackedMatrix::mapped`] reads.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Outputs, n.
     pub fn rows(&self) -> usize {
         self.layout.n

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 
+use super::packed::Bytes;
 use super::{Bits, FloatType, Format, Offset, PackError, PackedMatrix, Precision, SuperBlock};
 use crate::memory::{AlignedBytes, OutOfMemory};
 
@@ -96,7 +97,7 @@ impl PackedMatrix {
     pub fn try_clone(&self) -> Result<PackedMatrix, OutOfMemory> {
         let mut bytes = AlignedBytes::zeroed(self.bytes.len())?;
         bytes.copy_from_slice(&self.bytes);
-        Ok(PackedMatrix { layout: self.layout, precision: self.precision, bytes })
+        Ok(PackedMatrix { layout: self.layout, precision: self.precision, bytes: Bytes::Own(bytes) })
     }
 }
 

@@ -4,6 +4,7 @@ pub mod dense;
 pub mod sparse;
 
 pub mod sources;
+pub(super) mod streamed;
 
 use super::forward::{Pass, Stream};
 use super::names::Role;
@@ -76,10 +77,33 @@ impl FeedForward {
         }
     }
 
+    /// Does what comes before [`FeedForward::forward`]: a mixture chooses its experts, so that they can be fetched.
+    pub(super) fn choose(&self, pass: &Pass<'_>, stream: &Stream, buffers: &mut Buffers) {
+        if let FeedForward::Sparse(part) = self {
+            part.choose(pass, stream, &mut buffers.sparse);
+        }
+    }
+
+    /// Has those experts fetched that `rows`, `(t, hidden)` and normed, would choose.
+    pub(super) fn guess(&self, pass: &Pass<'_>, rows: &[f32], buffers: &mut Buffers) {
+        if let FeedForward::Sparse(part) = self {
+            part.guess(pass, rows, &mut buffers.sparse);
+        }
+    }
+
     /// Adds to the stream what becomes of its rows, already normed; `after`: the norm of what is added.
-    pub(super) fn forward(&self, pass: &Pass<'_>, stream: &mut Stream, buffers: &mut Buffers, after: Option<&[f32]>) {
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        stream: &mut Stream,
+        buffers: &mut Buffers,
+        after: Option<&[f32]>,
+    ) -> Result<(), Error> {
         match self {
-            FeedForward::Dense(part) => part.forward(pass, stream, &mut buffers.dense, after),
+            FeedForward::Dense(part) => {
+                part.forward(pass, stream, &mut buffers.dense, after);
+                Ok(())
+            }
             FeedForward::Sparse(part) => part.forward(pass, stream, &mut buffers.sparse, after),
         }
     }

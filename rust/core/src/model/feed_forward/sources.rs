@@ -120,7 +120,7 @@ impl<'a> Search<'a> {
 
 impl Source<'_> {
     /// Bytes in the file that belong to one expert.
-    fn file_bytes(&self) -> u64 {
+    pub(in crate::model) fn file_bytes(&self) -> u64 {
         (match &self.kind {
             Kind::Each(tensors) => tensors.first().map_or(0, TensorView::nbytes),
             Kind::Stacked { tensor, rows, .. } | Kind::Transposed { tensor, rows, .. } => {
@@ -128,6 +128,16 @@ impl Source<'_> {
             }
             Kind::Blocks { tensor, rows, .. } => tensor.nbytes() / tensor.experts() * self.n / rows,
         }) as u64
+    }
+
+    /// What tells sources apart that give matrices of one shape.
+    pub(in crate::model) fn name(&self) -> String {
+        match &self.kind {
+            Kind::Each(tensors) => format!("{} of each", tensors[0].name()),
+            Kind::Stacked { tensor, first, step, .. } => format!("rows {first} by {step} of {}", tensor.name()),
+            Kind::Transposed { tensor, first, step, .. } => format!("columns {first} by {step} of {}", tensor.name()),
+            Kind::Blocks { tensor, first, step, .. } => format!("blocks {first} by {step} of {}", tensor.name()),
+        }
     }
 
     /// The format that all of them are packed in.

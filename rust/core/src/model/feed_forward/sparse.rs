@@ -2,11 +2,15 @@
 
 use super::super::forward::{Pass, Stream, sized};
 use super::super::names::{Part, Role};
+use super::super::precision::precision;
 use super::super::weights::{Linear, Loader, MatrixSpec};
 use super::sources::{Joined, Search, Source};
+use super::streamed::{self, Streamed};
 use crate::error::Error;
+use crate::moe::stream::{LayerShape, MatrixShape, Writer};
 use crate::moe::{Router, RouterScratch, RouterSpec, Score};
 use farthing_kernels::experts::{Biases, Expert, ExpertActivation, ExpertScratch, PackedExperts};
+use farthing_kernels::format::{Format, PackedMatrix};
 use farthing_kernels::matmul::{Input, Job, matmul};
 use farthing_kernels::score::score;
 
@@ -49,6 +53,8 @@ pub(in crate::model) struct Sparse {
     shared_router: Option<Linear>,
     /// Those to choose from, then the shared one.
     experts: PackedExperts,
+    /// Where those to choose from come and go.
+    streamed: Option<Streamed>,
 }
 
 /// Buffers of the forward pass.
@@ -57,6 +63,7 @@ pub(super) struct Buffers {
     router: RouterScratch,
     input: Input,
     experts: ExpertScratch,
+    streamed: streamed::Buffers,
     /// `(t, k)`.
     ids: Vec<u32>,
     weights: Vec<f32>,
@@ -117,16 +124,14 @@ impl SparseSpec {
         let selection_bias = self.selection_bias.then(|| vector(Part::SelectionBias)).transpose()?;
         let router = Router::new(self.router, weight, logit_bias, selection_bias, None)?;
         let mut packed = PackedExperts::new(config.hidden, self.activation);
-        let sources = self.sources(search, config.hidden)?;
-        let formats =
-            sources.iter().map(|source| source.format(|rows| loader.format(rows))).collect::<Result<Vec<_>, _>>()?;
+        let (sources, formats) = self.described(loader, layer)?;
         let biases = |source: &Source<'_>| search.biases(source.role, source.n);
         let mut biases = self.bias.then(|| sources.iter().map(biases).collect::<Result<Vec<_>, _>>()).transpose()?;
         for expert in 0..experts {
-            let mut matrices = Vec::with_capacity(3);
-            for (source, &format) in sources.iter().zip(&formats) {
-                matrices.push(source.pack(loader, format, expert)?);
-            }
+            let matrices = match loader.store {
+                Some(store) => store.matrices(layer, expert),
+                None => pack(loader, &sources, &formats, expert)?,
+            };
             let mut matrices = matrices.into_iter();
             let mut biases = biases.iter_mut().flatten().map(|biases| std::mem::take(&mut biases[expert]));
             let gated = self.activation.gated();
@@ -145,8 +150,61 @@ impl SparseSpec {
             let expert = Expert { gate: Some(gate?), up: up?, down: down?, biases: None };
             packed.push(expert).expect("shapes that were asked for");
         }
-        Ok(Sparse { spec: self.clone(), router, shared_router, experts: packed })
+        let streamed = loader.store.and_then(|store| store.layer(layer, experts));
+        Ok(Sparse { spec: self.clone(), router, shared_router, experts: packed, streamed })
     }
+
+    /// Where the experts' matrices lie, and the formats that they are packed in.
+    fn described<'a>(&self, loader: &'a Loader<'_>, layer: usize) -> Result<(Vec<Source<'a>>, Vec<Format>), Error> {
+        let sources = self.sources(loader.search(layer, self), loader.config.hidden)?;
+        let format = |source: &Source<'_>| source.format(|rows| loader.format(rows));
+        let formats = sources.iter().map(format).collect::<Result<_, _>>()?;
+        Ok((sources, formats))
+    }
+
+    /// What a store keeps of block `layer`.
+    pub(in crate::model) fn shape(&self, loader: &Loader<'_>, layer: usize) -> Result<LayerShape, Error> {
+        let (sources, formats) = self.described(loader, layer)?;
+        let shape = |(source, &format): (&Source<'_>, _)| {
+            let precision = precision(source.role, format, loader.activations);
+            MatrixShape { n: source.n, k: source.k, format, precision }
+        };
+        let names: Vec<String> = sources.iter().map(Source::name).collect();
+        Ok(LayerShape {
+            layer,
+            experts: self.router.experts,
+            top_k: self.router.top_k,
+            source: names.join(" and "),
+            matrices: sources.iter().zip(&formats).map(shape).collect(),
+        })
+    }
+
+    /// Packs the experts of block `layer` into a store, one after the other.
+    pub(in crate::model) fn store(&self, loader: &Loader<'_>, layer: usize, writer: &mut Writer) -> Result<(), Error> {
+        let (sources, formats) = self.described(loader, layer)?;
+        for expert in 0..self.router.experts {
+            let matrices = pack(loader, &sources, &formats, expert)?;
+            let bytes: Vec<&[u8]> = matrices.iter().map(PackedMatrix::as_bytes).collect();
+            writer.push(&bytes)?;
+        }
+        writer.settle()
+    }
+
+    /// Bytes of the file that hold the experts of block `layer`.
+    pub(in crate::model) fn file_bytes(&self, loader: &Loader<'_>, layer: usize) -> Result<u64, Error> {
+        let (sources, _) = self.described(loader, layer)?;
+        Ok(sources.iter().map(|source| source.file_bytes() * self.router.experts as u64).sum())
+    }
+}
+
+/// The matrices of `expert`, in the order of their sources.
+fn pack(
+    loader: &Loader<'_>,
+    sources: &[Source<'_>],
+    formats: &[Format],
+    expert: usize,
+) -> Result<Vec<PackedMatrix>, Error> {
+    sources.iter().zip(formats).map(|(source, &format)| source.pack(loader, format, expert)).collect()
 }
 
 impl SharedSpec {
@@ -179,14 +237,41 @@ impl Sparse {
         self.shared_router.iter().map(|linear| (Role::SharedRouter, linear)).collect()
     }
 
-    pub(super) fn forward(&self, pass: &Pass<'_>, stream: &mut Stream, buffers: &mut Buffers, after: Option<&[f32]>) {
-        let (t, pool, k) = (pass.rows(), pass.pool, self.spec.router.top_k);
+    /// Chooses the experts of each row of the stream, already normed, and has those fetched that are not in memory.
+    pub(super) fn choose(&self, pass: &Pass<'_>, stream: &Stream, buffers: &mut Buffers) {
+        let (t, k) = (pass.rows(), self.spec.router.top_k);
         buffers.ids.resize(t * k, 0);
         let (ids, weights) = (&mut buffers.ids[..t * k], sized(&mut buffers.weights, t * k));
         self.router
-            .route(pool, &stream.normed, &[], &mut buffers.router, ids, weights)
+            .route(pass.pool, &stream.normed, &[], &mut buffers.router, ids, weights)
             .expect("shapes checked at load");
-        let (mut ids, mut weights) = (&*ids, weights);
+        if let Some(streamed) = &self.streamed {
+            streamed.begin(ids, &mut buffers.streamed);
+        }
+    }
+
+    /// Has the experts fetched that rows would choose if they came here as they are: `rows` is `(t, hidden)`, normed.
+    pub(super) fn guess(&self, pass: &Pass<'_>, rows: &[f32], buffers: &mut Buffers) {
+        let (t, k) = (pass.rows(), self.spec.router.top_k);
+        if let Some(streamed) = &self.streamed {
+            let streamed::Guess { ids, weights } = &mut buffers.streamed.guess;
+            ids.resize(t * k, 0);
+            let (ids, weights) = (&mut ids[..t * k], sized(weights, t * k));
+            self.router.route(pass.pool, rows, &[], &mut buffers.router, ids, weights).expect("shapes checked at load");
+            streamed.guess(ids, k);
+        }
+    }
+
+    /// Adds to the stream what the experts that [`Sparse::choose`] chose make of its rows.
+    pub(super) fn forward(
+        &self,
+        pass: &Pass<'_>,
+        stream: &mut Stream,
+        buffers: &mut Buffers,
+        after: Option<&[f32]>,
+    ) -> Result<(), Error> {
+        let (t, pool, k) = (pass.rows(), pass.pool, self.spec.router.top_k);
+        let (mut ids, mut weights) = (&buffers.ids[..t * k], &mut buffers.weights[..t * k]);
         if self.spec.shared.is_some() {
             let shared = sized(&mut buffers.shared, t);
             shared.fill(1.0);
@@ -212,9 +297,17 @@ impl Sparse {
                 *weight *= pass.residual;
             }
         }
+        let (scratch, read) = (&mut buffers.experts, &mut buffers.read);
         pass.add_with(after, stream, |x, out, add| {
-            self.experts.run(pool, x, ids, weights, &mut buffers.experts, out, add);
-        });
-        buffers.read += buffers.experts.statistics().weight_bytes as u64;
+            let mut run = |ids: &[u32], add| {
+                self.experts.run(pool, x, ids, weights, scratch, out, add);
+                *read += scratch.statistics().weight_bytes as u64;
+            };
+            if let Some(streamed) = &self.streamed {
+                return streamed.run(ids, &mut buffers.streamed, add, run);
+            }
+            run(ids, add);
+            Ok(())
+        })
     }
 }
