@@ -49,9 +49,7 @@ def plain(path: Path, length: int, count: int) -> float:
     """Bytes a second of a reader of ``count`` ranges of ``length`` bytes."""
     drop(path)
     places = random.sample(range(path.stat().st_size // length), count)
-    pieces = [
-        (place * length + at, min(PIECE, length - at)) for place in places for at in range(0, length, PIECE)
-    ]
+    pieces = [(place * length + at, min(PIECE, length - at)) for place in places for at in range(0, length, PIECE)]
     buffers = [bytearray(PIECE) for _ in range(READERS)]
     with path.open("rb") as file, ThreadPoolExecutor(READERS) as pool:
 
@@ -98,7 +96,9 @@ def main() -> None:
 
     begun = time.perf_counter()
     llm = ft.LLM(model, expert_memory=int(arguments.share * experts), **options)
-    print(f"loaded with {size(arguments.share * experts)} for experts in {time.perf_counter() - begun:.1f} s", flush=True)
+    print(
+        f"loaded with {size(arguments.share * experts)} for experts in {time.perf_counter() - begun:.1f} s", flush=True
+    )
     drop(path)
     if llm.generate(prompts[0], params)[0].token_ids != expected.token_ids:
         raise SystemExit("other tokens than the resident model's: no timing")

@@ -125,7 +125,7 @@ def main() -> None:
         print(table(rates), flush=True)
         foretold = plan(model, threads=arguments.threads)
         decode = median(rates["farthing"][f"decode {arguments.decode}"])
-        rate = foretold.decode_rate
+        rate = foretold.expected_rate
         print(
             f"plan: {rate:.1f} tok/s foretold, {decode:.1f} measured ({rate / decode - 1:+.0%})\n{foretold}", flush=True
         )
