@@ -134,7 +134,9 @@ def measure(name: str, formats: list[str], tokens: list[int], group: int, second
     for count in tokens:
         few = draw(shape, min(count, 4), generator)
         for weights, packed in kinds.items():
-            check(f"{name} {weights}", packed(*few), definition(packed, *few), 2e-2)
+            # Ternary weights meet 8 bits with one scale a token, and gated activations have outliers.
+            bound = 4e-2 if weights == "ternary" else 2e-2
+            check(f"{name} {weights}", packed(*few), definition(packed, *few), bound)
         exact = PackedExperts([_bf16(module, e) for e in range(DISTINCT)], "bf16", **_options(kinds[formats[0]]))
         folded = (few[0], few[1] % DISTINCT, few[2])
         check(f"{name} grouped_mm", module(*few), definition(exact, *folded), 2e-2)
