@@ -49,9 +49,7 @@ def plain(path: Path, length: int, count: int) -> float:
     """Bytes a second of a reader of ``count`` ranges of ``length`` bytes."""
     drop(path)
     places = random.sample(range(path.stat().st_size // length), count)
-    pieces = [
-        (place * length + at, min(PIECE, length - at)) for place in places for at in range(0, length, PIECE)
-    ]
+    pieces = [(place * length + at, min(PIECE, length - at)) for place in places for at in range(0, length, PIECE)]
     buffers = [bytearray(PIECE) for _ in range(READERS)]
     with path.open("rb") as file, ThreadPoolExecutor(READERS) as pool:
 
@@ -86,7 +84,8 @@ def main() -> None:
     path = arguments.cache / f"{arguments.model}-{arguments.format}.gguf"
     model = made(path, metadata(shape), tensors(shape, arguments.format))
     options = {"threads": arguments.threads, "activations": arguments.activations, "context": 2048}
-    params = ft.SamplingParams(max_tokens=arguments.decode, ignore_eos=True)
+    # Drawn evenly from the vocabulary: a greedy random model soon repeats one token and its experts.
+    params = ft.SamplingParams(max_tokens=arguments.decode, temperature=100.0, seed=0, ignore_eos=True)
     prompts = [[7 + 3 * turn, 11, 200 + turn] for turn in range(arguments.rounds + 2)]
 
     resident = ft.LLM(model, **options)
@@ -98,7 +97,9 @@ def main() -> None:
 
     begun = time.perf_counter()
     llm = ft.LLM(model, expert_memory=int(arguments.share * experts), **options)
-    print(f"loaded with {size(arguments.share * experts)} for experts in {time.perf_counter() - begun:.1f} s", flush=True)
+    print(
+        f"loaded with {size(arguments.share * experts)} for experts in {time.perf_counter() - begun:.1f} s", flush=True
+    )
     drop(path)
     if llm.generate(prompts[0], params)[0].token_ids != expected.token_ids:
         raise SystemExit("other tokens than the resident model's: no timing")
@@ -128,8 +129,8 @@ def main() -> None:
         }
         rounds.append(found)
         print(
-            f"{found['tokens_per_second']:5.2f}   {size(fetched):>7}  {found['hit_rate']:8.0%}  {right:6} / {guesses:<6} "
-            f"{size(fetched / seconds):>7}/s  {size(reader):>9}/s  {found['ratio']:5.2f}",
+            f"{found['tokens_per_second']:5.2f}   {size(fetched):>7}  {found['hit_rate']:8.0%}  "
+            f"{right:6} / {guesses:<6} {size(fetched / seconds):>7}/s  {size(reader):>9}/s  {found['ratio']:5.2f}",
             flush=True,
         )
         if disk < fetched // 2:
