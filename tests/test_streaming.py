@@ -10,11 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import farthing as ft
 import numpy as np
 import pytest
 import tiny
-
-import farthing as ft
 from farthing.sizes import byte_count
 
 MODELS = ["mixtral", "qwen3-moe", "qwen3-moe-mixed", "qwen2-moe", "olmoe", "granite-moe", "gpt-oss", "deepseek-v3"]
@@ -163,8 +162,7 @@ def test_damaged_stores_are_packed_anew(tiny_directory: Directory, cache: Path) 
     good = path.read_bytes()
     assert b"mixtral" in good[:4096]
     damages = [b"", good[:100], good[:-1], good + b"\0", b"GGUF" + good[4:], good.replace(b"mixtral", b"mixtrel", 1)]
-    for at in (0, 16, 40, 400):
-        damages.append(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+    damages += [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in (0, 16, 40, 400)]
     for damage in damages:
         path.write_bytes(damage)
         assert logits() == expected

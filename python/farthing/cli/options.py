@@ -27,7 +27,7 @@ Context = Annotated[
 ExpertMemory = Annotated[
     str | None,
     typer.Option(
-        help="Most memory for a mixture's experts, such as 2GB; the others stay on disk. By default all stay in memory.",
+        help="Most memory for a mixture's experts, such as 2GB, the others on disk; by default all are in memory.",
         rich_help_panel=ENGINE,
     ),
 ]
