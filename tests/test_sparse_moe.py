@@ -165,6 +165,7 @@ def test_layers_over_packed_experts() -> None:
         SparseMoe.from_packed(packed, RouterSpec(8, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the compiler's own
+        torch._dynamo.config.disable = False  # opcheck, in other tests, leaves it undefined
         compiled = torch.compile(layer, fullgraph=True)
         torch.testing.assert_close(compiled(x), y)
 
