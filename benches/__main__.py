@@ -13,6 +13,7 @@ PARTS = [
     ["benches.slices", "--rounds", "2", "--prompts", "16", "512"],
     ["benches.batching"],
     ["benches.router"],
+    ["benches.moe_layer", "--seconds", "1"],
     ["benches.transformers_generate"],
     ["benches.accuracy"],
 ]

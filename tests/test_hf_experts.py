@@ -51,7 +51,7 @@ def model_of(config_class: str, seed: int = 0) -> transformers.PreTrainedModel:
     config = getattr(transformers, config_class)(**{**tiny.BASE, **MODELS[config_class]})
     config._experts_implementation = "eager"
     config._attn_implementation = "eager"
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = getattr(transformers, config_class.replace("Config", "ForCausalLM"))(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in itertools.chain(model.named_parameters(), model.named_buffers()):
@@ -74,7 +74,7 @@ def test_logits_of_every_family(config_class: str) -> None:
     exact = reference.logits(model, ids)
     assert np.abs(exact).max() > 0.5
     before = {name: (id(tensor), tensor.clone()) for name, tensor in model.named_parameters()}
-    for experts, bound in (("f32", None), ("bf16", 2e-2), ("int8", 4e-2), ("int4", 0.3)):
+    for experts, bound in (("f32", None), ("bf16", 1e-2), ("int8", 2e-2), ("int4", 0.25)):
         report = ft.hf.accelerate(model, None, experts=experts, group=16)
         assert report.packed
         assert not report.skipped
@@ -84,7 +84,9 @@ def test_logits_of_every_family(config_class: str) -> None:
         if bound is None:
             np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5)
         else:
-            assert np.linalg.norm(got - exact) < bound * np.linalg.norm(exact)
+            # A close call of a router may fall another way, so most rows are near, not all.
+            far = np.linalg.norm(got - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+            assert np.median(far) < bound
         ft.hf.restore(model)
         assert model.config._experts_implementation == "eager"
         after = dict(model.named_parameters())
@@ -292,9 +294,7 @@ def test_layouts_are_the_same_experts() -> None:
     transposed = PackedExperts.from_arrays(turns.mT, down.mT, "int8", transposed=True, **options)
     assert torch.equal(transposed(*given), wanted)
     arrays = {name: value.numpy() for name, value in biases.items()}
-    packed = PackedExperts.from_arrays(
-        turns.numpy(), down.numpy(), "int8", group=16, layout="interleaved", **arrays
-    )
+    packed = PackedExperts.from_arrays(turns.numpy(), down.numpy(), "int8", group=16, layout="interleaved", **arrays)
     got = packed(*(part.numpy() for part in given))
     assert isinstance(got, np.ndarray)
     assert np.array_equal(got, wanted.numpy())
@@ -365,9 +365,9 @@ def test_wrong_arguments_are_errors() -> None:
         with pytest.raises(error, match=message):
             packed(*given)
     for options, message in [
-        ({"weights": "int5"}, "weights: got 'int5', expected one of int4"),
+        ({"weights": "int5"}, "^weights: got .int5., expected one of int4"),
         ({"group": 17}, "gate of expert 0: weights: group size: got 17"),
-        ({"activation": "tanh"}, "activation: got 'tanh', expected one of silu"),
+        ({"activation": "tanh"}, "activation: got .tanh., expected one of silu"),
         ({"alpha": 1.0}, "alpha: got 1, expected None for silu"),
         ({"limit": -1.0}, "limit: got -1, expected a number above 0"),
         ({"layout": "turned"}, "layout: got 'turned'"),
@@ -382,8 +382,8 @@ def test_wrong_arguments_are_errors() -> None:
         PackedExperts([])
     with pytest.raises(ValueError, match="expert 0: got 3 values"):
         PackedExperts([(gate_up[0, :24], gate_up[0, 24:], down[0])])
+    six = (gate_up[0, :24], gate_up[0, 24:], down[0], None, None, None)
     with pytest.raises(ValueError, match=r"down of expert 1: got shape \(24, 32\), expected \(32, 24\)"):
-        six = (gate_up[0, :24], gate_up[0, 24:], down[0], None, None, None)
         PackedExperts([six, (*six[:2], down[0].T, *six[3:])], "f32")
     with pytest.raises(ValueError, match="gate of expert 0: got none, expected one"):
         PackedExperts([(None, gate_up[0, 24:], down[0], None, None, None)], "f32")

@@ -97,7 +97,6 @@ def route(
     table: npt.NDArray[np.int64] | None,
     token_ids: npt.NDArray[np.int64] | None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]: ...
-
 def pack_experts(
     experts: Any,
     *,
@@ -109,6 +108,7 @@ def pack_experts(
     symmetric: bool,
     activations: str,
 ) -> PackedExperts: ...
+
 @final
 class PackedExperts:
     def run(self, hidden: Any, ids: npt.NDArray[np.int64], weights: Any) -> Any: ...

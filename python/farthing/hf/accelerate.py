@@ -82,8 +82,8 @@ def accelerate(
 
     Args:
         model: any model on the CPU, of transformers or not.
-        weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16`` for linear layers; None leaves them, and norms, alone.
-        experts: the same or ``ternary``, ``mxfp4``, ``nf4``, ``iq4_nl`` for mixtures of experts; None leaves them alone.
+        weights: ``int4``, ``int8``, ``f32``, ``f16`` or ``bf16`` for linear layers; None leaves them and norms alone.
+        experts: the same or ``ternary``, ``mxfp4``, ``nf4``, ``iq4_nl`` for mixtures of experts; None leaves them.
         group: inputs that share a scale, 16, 32, 64 or 128.
         symmetric: a scale for each group; if false, a scale and a minimum.
         activations: precision of what the weights meet: ``a8``, ``a16``, ``f32``, or ``auto``, the engine's rule (8
@@ -164,9 +164,7 @@ class _Changes:
                 values[name] = old
 
 
-def _pack_linears(
-    model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes
-) -> None:
+def _pack_linears(model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes) -> None:
     made: dict[int, Linear] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not name or not _is_linear(module):
@@ -201,9 +199,7 @@ def _fuse(model: nn.Module, report: Report, changes: _Changes) -> None:
             report.fused["queries, keys and values in one call"] += 1
 
 
-def _pack_experts(
-    model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes
-) -> None:
+def _pack_experts(model: nn.Module, weights: str, options: dict[str, Any], report: Report, changes: _Changes) -> None:
     for name, module in list(model.named_modules()):
         if not is_experts(module):
             continue

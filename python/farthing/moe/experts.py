@@ -65,7 +65,7 @@ class PackedExperts:
 
     Args:
         experts: `Expert` for each, or six such values; read one by one, so an iterator keeps memory at the packed size
-            plus one expert. Weights are float32, float16 or (torch) bfloat16, or matrices that `farthing.quantize` packed.
+            plus one expert. Weights are float32, float16 or (torch) bfloat16, or come from `farthing.quantize`.
         weights: ``int4``, ``int8``, ``ternary``, ``mxfp4``, ``nf4``, ``iq4_nl``, ``f32``, ``f16`` or ``bf16``.
         activation: f. With gates ``silu`` and ``gelu_tanh`` mean ``activation(gate) · up``, and ``swiglu`` means
             ``(up + 1) · gate · sigmoid(alpha · gate)`` (gpt-oss); without, ``relu_squared`` of up.
@@ -73,7 +73,7 @@ class PackedExperts:
         limit: the gate is at most this, up between this and its negative, for ``silu`` (DeepSeek-V4) and ``swiglu``.
         group: inputs that share a scale, 16, 32, 64 or 128.
         symmetric: a scale for each group; if false, a scale and a minimum.
-        activations: what the weights are multiplied with: ``a8``, ``a16``, ``f32``, or ``auto``, see `farthing.quantize`.
+        activations: what the weights are multiplied with: ``a8``, ``a16``, ``f32`` or ``auto``, as for `quantize`.
 
     Raises:
         TypeError: an array of another type.
@@ -140,7 +140,7 @@ class PackedExperts:
             weights: format, as above.
             gate_up_bias: (E, 2I) or None.
             down_bias: (E, H) or None.
-            layout: whether the 2I are ``concatenated``, gate then up, or ``interleaved``, gate and up by turns (gpt-oss).
+            layout: of the 2I: ``concatenated``, gate then up, or ``interleaved``, gate and up by turns (gpt-oss).
             transposed: as gpt-oss keeps them.
             activation: f, as above.
             options: the other arguments above.
@@ -183,9 +183,7 @@ class PackedExperts:
             raise UnsupportedError(f"{kind}: it normalises what an expert gives, which packed experts do not")
         if experts.activation is None or experts.has_gate == (experts.activation == "relu_squared"):
             raise UnsupportedError(f"{kind}: between its products stands a function that packed experts do not know")
-        return cls(
-            experts, weights, activation=experts.activation, alpha=experts.alpha, limit=experts.limit, **options
-        )
+        return cls(experts, weights, activation=experts.activation, alpha=experts.alpha, limit=experts.limit, **options)
 
     def __call__(self, hidden: Any, ids: Any, weights: Any) -> Any:
         """Runs each token through its experts.
@@ -208,6 +206,9 @@ class PackedExperts:
 
     def __len__(self) -> int:
         return self._core.shape[0]
+
+    def __iter__(self) -> Iterator[Expert]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Expert:
         """A copy of one expert: packed matrices, and biases as float32 arrays."""

@@ -29,7 +29,7 @@ def _(hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, number: in
 def experts_gradient(
     gradient: torch.Tensor, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, number: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of ``hidden`` (T, H) and ``weights`` (T, K), with dequantised weights and no rounding of activations."""
+    """Gradients of ``hidden`` (T, H) and ``weights`` (T, K): weights dequantised, activations not rounded."""
     packed = packed_of(number)
     of_hidden = torch.zeros(hidden.shape, dtype=torch.float32)
     of_weights = torch.zeros(weights.shape, dtype=torch.float32)
@@ -58,7 +58,7 @@ def _(
     return hidden.new_empty(hidden.shape), weights.new_empty(weights.shape)
 
 
-def _floats(expert: Any) -> list[torch.Tensor | None]:
+def _floats(expert: Any) -> list[Any]:
     matrices = (None if matrix is None else torch.from_numpy(matrix.dequantize()) for matrix in expert[:3])
     return [*matrices, *(None if bias is None else torch.from_numpy(bias) for bias in expert[3:])]
 
@@ -66,7 +66,7 @@ def _floats(expert: Any) -> list[torch.Tensor | None]:
 def _slopes(
     activation: tuple[str, float | None, float | None], gate: torch.Tensor | None, up: torch.Tensor
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-    """f of gate and up, and its derivatives by each."""
+    """The function of gate and up, and its derivatives by each."""
     word, alpha, limit = activation
     if gate is None:
         positive = up.relu()

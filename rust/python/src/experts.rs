@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 
 use crate::array::{Array, tuple};
 use crate::floats::{Floats, FloatsMut, room};
-use crate::matrix::{self, PackedMatrix, arguments};
+use crate::matrix::{self, PackedMatrix, arguments, named, precision_of};
 use crate::product::{BYTES_ALONE, PART, PRODUCTS_ALONE, threads};
 
 /// Tokens of a step of the kernels: parts of a run are multiples of it, so that each reads an expert as often as the whole.
@@ -148,6 +148,8 @@ pub(crate) fn pack_experts(
     activations: &str,
 ) -> PyResult<PackedExperts> {
     let activation = activation_of(activation, alpha, limit)?;
+    // What no matrix can be packed as is an error of the call, not of its first matrix.
+    precision_of(named(weights, group, symmetric)?, activations, None)?;
     let wish = Wish { weights, group, symmetric, activations };
     let mut packed: Option<Experts> = None;
     for (number, parts) in experts.try_iter()?.enumerate() {
