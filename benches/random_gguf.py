@@ -27,10 +27,14 @@ def _half(value: float, shape: tuple[int, ...]) -> Bytes:
     return np.broadcast_to(np.array([value], np.float16).view(np.uint8), (*shape, 2))
 
 
+# Bytes of two codes, each from 1 to 15.
+EVEN = np.array([a | b << 4 for a in range(1, 16) for b in range(1, 16)], np.uint8)
+
+
 def q4_0(random: np.random.Generator, rows: int, columns: int) -> Bytes:
-    """Scale, 16 bytes of codes around 8."""
-    codes = random.integers(0, 256, (rows, columns // 32, 16), np.uint8)
-    return np.concatenate([_half(columns**-0.5 / 4.61, codes.shape[:2]), codes], 2).reshape(rows, -1)
+    """Scale, 16 bytes of codes 1 to 15: with a mean other than 8, routers would send all tokens to the same experts."""
+    codes = EVEN[random.integers(0, 225, (rows, columns // 32, 16), np.uint8)]
+    return np.concatenate([_half(columns**-0.5 / 4.32, codes.shape[:2]), codes], 2).reshape(rows, -1)
 
 
 def q4_k(random: np.random.Generator, rows: int, columns: int) -> Bytes:
