@@ -33,6 +33,7 @@ def model(name: str, request: pytest.FixtureRequest) -> Path:
         "gemma-3-270m-q4_k_m.gguf",
     ],
 )
+@pytest.mark.usefixtures("data")
 def test_ids_equal_llama_cpp(name: str, request: pytest.FixtureRequest) -> None:
     """The tokenizer rebuilt from GGUF metadata gives llama.cpp's ids on at least 600 varied texts."""
     path = model(name, request)
