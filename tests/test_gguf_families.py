@@ -43,6 +43,7 @@ MOE = COMMON | {
 GPT_OSS = {"mlp.router": "ffn_gate_inp", "post_attention_layernorm": "post_attention_norm"}
 # model_type -> architecture, and whether rows of queries and keys are interleaved.
 ARCHITECTURES = {
+    "llama": ("llama", True),
     "mixtral": ("llama", True),
     "qwen2_moe": ("qwen2moe", False),
     "qwen3_moe": ("qwen3moe", False),
@@ -215,8 +216,8 @@ def moe(directory: Path, path: Path) -> None:
     }.items():
         if name in config:
             add(config[name])
-    if experts := config.get("num_experts") or config.get("num_local_experts"):
-        writer.add_expert_count(experts)
+    # Some converters say of dense models that they have none.
+    writer.add_expert_count(config.get("num_experts") or config.get("num_local_experts") or 0)
     for name, value in model.state_dict().items():
         block, _, part = name.removeprefix("model.layers.").partition(".") if "layers" in name else ("", "", "")
         if part.endswith(("q_proj.weight", "k_proj.weight")) and permuted:
@@ -249,7 +250,17 @@ def finish(writer: Any) -> None:
     writer.close()
 
 
-CASES = ["mixtral", "qwen3-moe", "qwen3-moe-mixed", "qwen2-moe", "olmoe", "granite", "granite-moe", "gpt-oss"]
+CASES = [
+    "llama-2",
+    "mixtral",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
+    "qwen2-moe",
+    "olmoe",
+    "granite",
+    "granite-moe",
+    "gpt-oss",
+]
 
 
 @pytest.mark.parametrize(("name", "convert"), [("lfm2", lfm2), ("qwen3_5", qwen35), *((name, moe) for name in CASES)])

@@ -69,6 +69,11 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
     let vocab = checkpoint.tensor("token_embd.weight").map_or(0, |tensor| tensor.shape().first().copied().unwrap_or(0));
     config.insert("vocab_size".into(), json!(vocab));
     config.insert("tie_word_embeddings".into(), json!(checkpoint.tensor("output.weight").is_none()));
+    if config.get("num_experts").and_then(Value::as_u64) == Some(0) {
+        // Dense models of some converters say so.
+        config.remove("num_experts");
+        config.remove("num_experts_per_tok");
+    }
     if config.contains_key("num_experts") {
         // Which layers have no experts is told by the tensors alone.
         let layers = config.get("num_hidden_layers").and_then(Value::as_u64).unwrap_or(0).min(4096);
