@@ -8,3 +8,4 @@ pub mod ledger;
 pub mod load;
 pub mod model;
 pub mod moe;
+pub mod speculative;

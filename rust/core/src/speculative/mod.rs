@@ -1,0 +1,4 @@
+//! Fewer steps: several tokens proposed cheaply, verified in one pass, and never another text than without.
+
+pub mod draft;
+pub mod tree;
