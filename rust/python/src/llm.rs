@@ -237,7 +237,9 @@ impl Llm {
             expert_memory,
         };
         let report = Report { callable: progress, state: Mutex::new(State::default()) };
-        let loaded = py.detach(|| engine::Llm::load(&path, &options, &|progress| report.tell(progress)));
+        let loaded = py.detach(|| {
+            engine::Llm::load(&path, &options, engine::Speculation::default(), &|progress| report.tell(progress))
+        });
         py.check_signals()?;
         match report.state.into_inner().unwrap_or_else(PoisonError::into_inner).raised {
             Some(raised) => Err(raised),

@@ -1,4 +1,5 @@
 //! Fewer steps: several tokens proposed cheaply, verified in one pass, and never another text than without.
 
+pub mod controller;
 pub mod draft;
 pub mod tree;

@@ -2,6 +2,7 @@
 
 use super::tree::DraftTree;
 use crate::error::Error;
+use farthing_kernels::pool::Pool;
 use farthing_kernels::sample::{Sampling, TokenCounts};
 
 /// What a drafter wants to see of the target's passes.
@@ -32,7 +33,7 @@ pub struct Draft<'a> {
 }
 
 /// What has become of a request in a pass.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Observed<'a> {
     /// Whose tokens.
     pub request: u64,
@@ -59,8 +60,8 @@ pub trait Drafter: Send + std::fmt::Debug {
     /// A request begins with the tokens of its prompt, `(t,)`.
     fn begin(&mut self, request: u64, prompt: &[u32]) -> Result<(), Error>;
 
-    /// Adds nodes to each tree, at most its budget.
-    fn draft(&mut self, drafts: &mut [Draft<'_>]) -> Result<(), Error>;
+    /// Adds nodes to each tree, at most its budget. `pool`: the engine's threads, at rest meanwhile.
+    fn draft(&mut self, pool: &Pool, drafts: &mut [Draft<'_>]) -> Result<(), Error>;
 
     /// Takes in what was committed.
     fn observe(&mut self, observed: &Observed<'_>) -> Result<(), Error>;
