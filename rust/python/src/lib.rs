@@ -13,6 +13,7 @@ mod matrix;
 mod moe;
 mod plan;
 mod product;
+mod speculation;
 
 use pyo3::prelude::*;
 
@@ -37,6 +38,9 @@ mod _core {
     use super::plan::{Plan, plan};
     #[pymodule_export]
     use super::product::share_threads;
+
+    #[pymodule_export]
+    use super::speculation::{DraftModel, SpeculationReport, check_drafter};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

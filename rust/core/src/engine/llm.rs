@@ -7,7 +7,7 @@ use super::profile::StepCost;
 use super::request::{Completion, Event, Prompt, Request};
 use super::scheduler::{Limits, Scheduler};
 use super::sequence::{Answer, Purpose, Sequence};
-use super::speculation::{Drafting, Speculation, SpeculationReport};
+use super::speculation::{Drafting, Host, Speculation, SpeculationReport};
 use super::step::{Engine, Notices};
 use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
@@ -133,6 +133,8 @@ impl Llm {
         } else {
             StepCost::measure(&mut model, &mut cache, &pool, &mut scratch, context)?
         };
+        let host = Host { model: &model, pool: &pool, tokenizer: text.tokenizer.as_deref() };
+        let drafting = Drafting::new(speculation, cost, &host)?;
         let notices = Arc::new(Mutex::new(Notices::default()));
         let limits = Limits { max_sequences: options.max_sequences, chunk: options.chunk.unwrap_or(CHUNK) };
         let ledger = Arc::new(Mutex::new(EngineLedger::default()));
@@ -145,7 +147,8 @@ impl Llm {
             scheduler: Scheduler::default(),
             limits,
             context,
-            drafting: Drafting::new(speculation, cost),
+            drafting,
+            tokenizer: text.tokenizer.clone(),
             ledger: Arc::clone(&ledger),
             notices: Arc::clone(&notices),
         };

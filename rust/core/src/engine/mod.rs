@@ -4,6 +4,7 @@ pub mod cache;
 pub mod options;
 pub mod request;
 
+mod draft_model;
 mod llm;
 mod profile;
 mod scheduler;
@@ -11,6 +12,7 @@ mod sequence;
 mod speculation;
 mod step;
 
+pub use draft_model::{DraftModel, DraftModelOptions};
 pub use llm::{Llm, Progress, Stream};
 pub use options::{Activations, Kv, Options, Weights};
 pub use request::{Completion, Event, FinishReason, Prompt, Request, SamplingParams, TokenLogprobs};

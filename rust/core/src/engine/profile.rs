@@ -86,6 +86,13 @@ fn step(
     let logit_rows: Vec<usize> = (0..rows).collect();
     let spans = [Span { rows, start, pages: table.pages(), ..Span::default() }];
     let slots = [table.slot()];
-    let batch = Batch { rows: &inputs, positions: &positions, spans: &spans, slots: &slots, logit_rows: &logit_rows };
+    let batch = Batch {
+        rows: &inputs,
+        positions: &positions,
+        spans: &spans,
+        slots: &slots,
+        logit_rows: &logit_rows,
+        capture: &[],
+    };
     model.forward(pool, &batch, cache, scratch)
 }

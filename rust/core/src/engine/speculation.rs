@@ -6,8 +6,10 @@
 use super::profile::StepCost;
 use super::sequence::Sequence;
 use crate::error::Error;
+use crate::load::Tokenizer;
+use crate::model::{Head, Model};
 use crate::speculative::controller::{Candidate, Controller, DrafterReport, PassCost};
-use crate::speculative::draft::{Draft, Drafter, Observed, Wants};
+use crate::speculative::draft::{Draft, Drafter, Observed, Target, Wants};
 use crate::speculative::tree::{DraftTree, MOST_NODES};
 use farthing_kernels::pool::Pool;
 use std::collections::HashMap;
@@ -53,6 +55,43 @@ pub(super) struct Drafting {
     warnings: Vec<String>,
 }
 
+/// The model and the threads, as drafters see them.
+pub(super) struct Host<'a> {
+    pub(super) model: &'a Model,
+    pub(super) pool: &'a Pool,
+    pub(super) tokenizer: Option<&'a Tokenizer>,
+}
+
+impl Target for Host<'_> {
+    fn pool(&self) -> &Pool {
+        self.pool
+    }
+
+    fn vocabulary(&self) -> usize {
+        self.model.config().vocab
+    }
+
+    fn hidden(&self) -> usize {
+        self.model.config().hidden
+    }
+
+    fn blocks(&self) -> usize {
+        self.model.config().blocks.len()
+    }
+
+    fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer
+    }
+
+    fn embed(&self, token: u32, out: &mut [f32]) {
+        self.model.embed(token, out);
+    }
+
+    fn logits(&self, states: &[f32], out: &mut [f32]) {
+        Head::default().logits(self.model, self.pool, states, out);
+    }
+}
+
 /// A sequence that may be drafted for.
 pub(super) struct Wanted<'a> {
     pub(super) sequence: &'a mut Sequence,
@@ -63,17 +102,18 @@ pub(super) struct Wanted<'a> {
 }
 
 impl Drafting {
-    pub(super) fn new(speculation: Speculation, cost: StepCost) -> Drafting {
-        let Speculation { drafters, draft_tokens } = speculation;
+    pub(super) fn new(speculation: Speculation, cost: StepCost, target: &dyn Target) -> Result<Drafting, Error> {
+        let Speculation { mut drafters, draft_tokens } = speculation;
         let mut wants = Wants::default();
-        for drafter in &drafters {
+        for drafter in &mut drafters {
+            drafter.attach(target)?;
             let Wants { hidden, top } = drafter.wants();
             wants.hidden.extend(hidden);
             wants.top = wants.top.max(top);
         }
         wants.hidden.sort_unstable();
         wants.hidden.dedup();
-        Drafting {
+        Ok(Drafting {
             controller: Controller::new(drafters.len()),
             stopped: vec![None; drafters.len()],
             fixed: draft_tokens,
@@ -82,7 +122,7 @@ impl Drafting {
             cost,
             known: HashMap::new(),
             warnings: Vec::new(),
-        }
+        })
     }
 
     /// Whether anybody drafts.
@@ -100,18 +140,19 @@ impl Drafting {
         &self.wants
     }
 
+    /// Tells drafters of a request that they do not know yet.
+    pub(super) fn begin(&mut self, request: u64, prompt: &[u32]) {
+        if let Entry::Vacant(entry) = self.known.entry(request) {
+            entry.insert(DraftTree::default());
+            self.each(|drafter| drafter.begin(request, prompt));
+        }
+    }
+
     /// Drafts for all `wanted` in a pass that has `rows` rows besides; each sequence is left with the tree to verify.
-    pub(super) fn draft(&mut self, pool: &Pool, wanted: &mut [Wanted<'_>], rows: usize, vocab: usize) {
+    pub(super) fn draft(&mut self, target: &dyn Target, wanted: &mut [Wanted<'_>], rows: usize) {
         let context = wanted.iter().map(|wanted| wanted.sequence.computed).max().unwrap_or(0);
         let cost = self.cost.clone();
         let cost = cost.at(context);
-        for wanted in &*wanted {
-            let Sequence { id, ref tokens, .. } = *wanted.sequence;
-            if let Entry::Vacant(entry) = self.known.entry(id) {
-                entry.insert(DraftTree::default());
-                self.each(|drafter| drafter.begin(id, tokens));
-            }
-        }
         let mut trees: Vec<DraftTree> = wanted.iter().map(|_| DraftTree::default()).collect();
         for index in 0..self.drafters.len() {
             let drafted: usize = trees.iter().map(DraftTree::len).sum();
@@ -124,6 +165,7 @@ impl Drafting {
                 continue;
             }
             let begin = Instant::now();
+            let least = if self.fixed.is_some() { 0.0 } else { self.controller.least(index, rows, &cost) as f32 };
             let samplings: Vec<_> = wanted.iter().map(|wanted| wanted.sequence.sampling()).collect();
             let mut drafts: Vec<Draft<'_>> = Vec::new();
             for ((wanted, tree), sampling) in wanted.iter().zip(&mut trees).zip(&samplings) {
@@ -131,14 +173,14 @@ impl Drafting {
                 let Some((sampling, counts)) = sampling else { continue };
                 tree.set_drafter(index as u8);
                 let Sequence { id: request, ref tokens, .. } = *wanted.sequence;
-                drafts.push(Draft { request, tokens, budget: budget.min(MOST_NODES), sampling, counts, tree });
+                drafts.push(Draft { request, tokens, budget: budget.min(MOST_NODES), least, sampling, counts, tree });
             }
-            let result = self.drafters[index].draft(pool, &mut drafts);
+            let result = self.drafters[index].draft(target, &mut drafts);
             drop(drafts);
             self.judge(index, result);
             let nodes = trees.iter().map(DraftTree::len).sum::<usize>() - drafted;
             self.controller.drafting_took(index, begin.elapsed().as_secs_f64(), nodes);
-            self.refuse_strangers(index, &mut trees, vocab);
+            self.refuse_strangers(index, &mut trees, target.vocabulary());
         }
         for (wanted, tree) in wanted.iter().zip(&mut trees) {
             let (depth, branches) = (wanted.depth, wanted.branches);
@@ -205,8 +247,10 @@ impl Drafting {
     pub(super) fn observe(&mut self, tree: &DraftTree, path: &[usize], observed: &Observed<'_>) {
         // What was drafted for another pass says nothing about this one.
         let Some(drafted) = self.known.get_mut(&observed.request).map(std::mem::take) else { return };
-        self.controller.learn(observed.request, &drafted, observed.tokens);
-        self.controller.count(tree, |node| path.contains(&(node + 1)));
+        if !observed.tokens.is_empty() {
+            self.controller.learn(observed.request, &drafted, observed.tokens);
+            self.controller.count(tree, |node| path.contains(&(node + 1)));
+        }
         self.each(|drafter| drafter.observe(observed));
     }
 

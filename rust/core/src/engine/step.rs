@@ -5,9 +5,10 @@ use super::lock;
 use super::request::FinishReason;
 use super::scheduler::{Limits, Plan, Scheduler};
 use super::sequence::Sequence;
-use super::speculation::{Drafting, SpeculationReport, Wanted};
+use super::speculation::{Drafting, Host, SpeculationReport, Wanted};
 use crate::error::Error;
 use crate::ledger::{EngineLedger, Pass};
+use crate::load::Tokenizer;
 use crate::model::config::BlockSpec;
 use crate::model::{Batch, Model, Row, Scratch};
 use crate::speculative::draft::Observed;
@@ -31,6 +32,7 @@ pub(super) struct Engine {
     /// Longest sequence.
     pub(super) context: usize,
     pub(super) drafting: Drafting,
+    pub(super) tokenizer: Option<Arc<Tokenizer>>,
     /// Shared with the handle, which shows it.
     pub(super) ledger: Arc<Mutex<EngineLedger>>,
     /// Likewise.
@@ -107,16 +109,20 @@ impl Engine {
 
     /// Drafts for the planned sequences that only need their next token, as far as pages are free.
     fn draft(&mut self, plan: &Plan) {
-        let Engine { scheduler, drafting, cache, pool, .. } = self;
+        let Engine { scheduler, drafting, cache, pool, model, tokenizer, .. } = self;
         let mut planned = plan.rows.iter().peekable();
         let mut wanted = Vec::new();
         for (index, sequence) in scheduler.running.iter_mut().enumerate() {
             sequence.tree.clear();
             let Some(&(_, rows)) = planned.next_if(|(planned, _)| *planned == index) else { continue };
+            if !drafting.active() || sequence.sampling().is_none() || sequence.embeddings.is_some() {
+                continue;
+            }
+            drafting.begin(sequence.id, &sequence.tokens);
             // States go back by whole passes, so the rows of the last one may have to be computed again.
             let ready = rows == sequence.remaining() && (rows == 1 || cache.stateful());
             let depth = sequence.room(self.context);
-            if ready && depth > 0 && drafting.active() {
+            if ready && depth > 0 {
                 wanted.push(Wanted { sequence, depth, branches: !cache.stateful() });
             }
         }
@@ -124,7 +130,7 @@ impl Engine {
             return;
         }
         let rows = plan.rows.iter().map(|(_, rows)| rows).sum();
-        drafting.draft(pool, &mut wanted, rows, self.model.config().vocab);
+        drafting.draft(&Host { model, pool, tokenizer: tokenizer.as_deref() }, &mut wanted, rows);
         for Wanted { sequence, .. } in wanted {
             let tokens = sequence.tokens.len() + sequence.tree.len();
             if !sequence.tree.is_empty() && !cache.reserve(&mut sequence.table, tokens) {
@@ -177,8 +183,15 @@ impl Engine {
             }
             wanted.push(logit_rows.len() - before);
         }
-        let batch =
-            Batch { rows: &inputs, positions: &positions, spans: &spans, slots: &slots, logit_rows: &logit_rows };
+        let capture = &self.drafting.wants().hidden[..];
+        let batch = Batch {
+            rows: &inputs,
+            positions: &positions,
+            spans: &spans,
+            slots: &slots,
+            logit_rows: &logit_rows,
+            capture,
+        };
         self.model.forward(&self.pool, &batch, &mut self.cache, &mut self.scratch)?;
         let pass = Pass {
             rows: positions.len(),
@@ -195,7 +208,9 @@ impl Engine {
     fn settle(&mut self, plan: &Plan, pass: &Pass, wanted: &[usize], snapshots: Vec<Option<Snapshot>>) {
         let Engine { scheduler, drafting, cache, .. } = self;
         let vocab = self.model.config().vocab;
-        let mut logits = self.scratch.logits();
+        let captured = self.scratch.take_captured();
+        let width = drafting.wants().hidden.len() * self.model.config().hidden;
+        let (mut first_row, mut logits) = (0, self.scratch.logits());
         let (mut ended, mut kv_bytes, mut longest) = (Vec::new(), 0, 0);
         let (mut drawn, mut drafted, mut accepted) = (0, 0, 0);
         for ((&(index, rows), &wanted), snapshot) in plan.rows.iter().zip(wanted).zip(snapshots) {
@@ -207,11 +222,8 @@ impl Engine {
             sequence.book(pass, bytes);
             let (mine, rest) = logits.split_at_mut(wanted * vocab);
             logits = rest;
-            let top = if nodes > 0 || drafting.knows(sequence.id) {
-                likeliest(mine, vocab, drafting.wants().top)
-            } else {
-                Vec::new()
-            };
+            let known = drafting.knows(sequence.id);
+            let top = if known { likeliest(mine, vocab, drafting.wants().top) } else { Vec::new() };
             let (committed, mut path) = (sequence.tokens.len(), Vec::new());
             let ending = sequence.advance(rows, mine, &mut path, self.context, Instant::now());
             let right = path.len().saturating_sub(1);
@@ -221,14 +233,28 @@ impl Engine {
             sequence.ledger.drafted += nodes as u64;
             sequence.ledger.accepted += right as u64;
             let tree = std::mem::take(&mut sequence.tree);
-            if !path.is_empty() {
-                let rows: Vec<u32> = std::iter::once(sequence.tokens[committed - 1])
+            if known && (!path.is_empty() || width > 0) {
+                let verified: Vec<u32> = std::iter::once(sequence.tokens[committed - 1])
                     .chain(tree.nodes().iter().map(|node| node.token))
                     .collect();
-                let tokens = &sequence.tokens[committed..];
-                let observed = Observed { request: sequence.id, tokens, rows: &rows, top: &top, ..Observed::default() };
+                // The rows of the text: those that were planned, then the branch that was right.
+                let rows_of_text = (0..rows).chain(path.iter().skip(1).map(|&row| rows - 1 + row));
+                let state = |row: usize| &captured[(first_row + row) * width..][..width];
+                let hidden: Vec<f32> =
+                    if width > 0 { rows_of_text.flat_map(state).copied().collect() } else { Vec::new() };
+                let following = before + 1..(before + 1 + rows + right).min(sequence.tokens.len());
+                let observed = Observed {
+                    request: sequence.id,
+                    tokens: &sequence.tokens[committed..],
+                    start: before,
+                    following: &sequence.tokens[following],
+                    hidden: &hidden,
+                    rows: if path.is_empty() { &[] } else { &verified },
+                    top: &top,
+                };
                 drafting.observe(&tree, &path, &observed);
             }
+            first_row += rows + nodes;
             match (ending, snapshot) {
                 (Some(ending), _) => ended.push((index, ending)),
                 (None, Some(snapshot)) if right < nodes => {

@@ -139,6 +139,16 @@ impl Controller {
         best
     }
 
+    /// How likely a node of `drafter` must be, all before it considered, to be worth drafting beside `rows` rows.
+    pub fn least(&self, drafter: usize, rows: usize, cost: &impl PassCost) -> f64 {
+        if self.unit == 0.0 {
+            return 0.0;
+        }
+        // A row more, and its drafting, over what a token costs without.
+        let share = self.drafters[drafter].node / self.unit;
+        (cost.of(rows + 4) - cost.of(rows)) / (4.0 * cost.of(rows)) + share / cost.of(rows)
+    }
+
     /// Keeps of all trees the nodes that pay in a pass with `rows` rows besides.
     pub fn choose(&self, candidates: &mut [Candidate<'_>], rows: usize, cost: &impl PassCost) {
         let mut nodes = Vec::new();

@@ -2,8 +2,7 @@
 
 use super::states::{lfm2, qwen35};
 use super::*;
-use farthing::speculative::draft::{Draft, Drafter, Observed, Wants};
-use farthing_kernels::pool::Pool;
+use farthing::speculative::draft::{Draft, Drafter, Observed, Target, Wants};
 use std::collections::HashMap;
 
 /// How a drafter of the tests goes wrong.
@@ -31,12 +30,12 @@ struct Tester {
 }
 
 impl Tester {
-    fn new(kind: Kind, answers: HashMap<Vec<u32>, Vec<u32>>) -> Box<dyn Drafter> {
+    fn boxed(kind: Kind, answers: HashMap<Vec<u32>, Vec<u32>>) -> Box<dyn Drafter> {
         Box::new(Tester { kind, answers, texts: HashMap::new(), state: 1 })
     }
 
     fn dice(&mut self, sides: usize) -> usize {
-        ((noise(&mut self.state) + 1.0) / 2.0 * sides as f32) as usize % sides
+        (f32::midpoint(noise(&mut self.state), 1.0) * sides as f32) as usize % sides
     }
 
     /// What follows `tokens`, if it is known.
@@ -50,7 +49,7 @@ impl Tester {
 }
 
 impl Drafter for Tester {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "tester"
     }
 
@@ -63,7 +62,7 @@ impl Drafter for Tester {
         Ok(())
     }
 
-    fn draft(&mut self, _: &Pool, drafts: &mut [Draft<'_>]) -> Result<(), Error> {
+    fn draft(&mut self, _: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error> {
         for draft in drafts {
             assert_eq!(self.texts[&draft.request], draft.tokens, "told of every token");
             assert_eq!(draft.sampling.position as usize, draft.tokens.len());
@@ -135,7 +134,7 @@ fn speculating(
     fixed: Option<usize>,
     truth: &[Completion],
 ) -> Llm {
-    let speculation = Speculation { drafters: vec![Tester::new(kind, answers(truth))], draft_tokens: fixed };
+    let speculation = Speculation { drafters: vec![Tester::boxed(kind, answers(truth))], draft_tokens: fixed };
     Llm::load(&directory.0, options, speculation, &|_| ()).unwrap()
 }
 
@@ -189,7 +188,7 @@ fn drafts_stop_where_the_answer_does() {
         };
         let expected = plain.generate(vec![ask()]).unwrap().remove(0);
         let truth = HashMap::from([(prompt(2), expected.token_ids.clone())]);
-        let drafters = vec![Tester::new(Kind::Prophet, truth)];
+        let drafters = vec![Tester::boxed(Kind::Prophet, truth)];
         let speculation = Speculation { drafters, draft_tokens: Some(12) };
         let llm = Llm::load(&directory.0, &options(), speculation, &|_| ()).unwrap();
         let got = llm.generate(vec![ask()]).unwrap().remove(0);

@@ -119,7 +119,14 @@ impl Walk {
             Span { first_row: 0, rows: ids.len(), start: self.computed, pages: self.table.pages(), ancestors: &[] };
         let logit_rows: Vec<usize> = (0..ids.len()).collect();
         let (spans, slots) = ([span], [self.table.slot()]);
-        let batch = Batch { rows: &rows, positions: &positions, spans: &spans, slots: &slots, logit_rows: &logit_rows };
+        let batch = Batch {
+            rows: &rows,
+            positions: &positions,
+            spans: &spans,
+            slots: &slots,
+            logit_rows: &logit_rows,
+            capture: &[],
+        };
         self.model.forward(&self.pool, &batch, &mut self.cache, &mut self.scratch).unwrap();
         self.computed = tokens;
         self.scratch.logits().iter().map(|x| x.to_bits()).collect()
