@@ -1,4 +1,4 @@
-"""Twenty steps of an agent that keeps a small program up to date: each step shows it the file and asks for one change."""
+"""Twenty steps of an agent that keeps a program up to date: each shows it the file and asks for one change."""
 
 from __future__ import annotations
 

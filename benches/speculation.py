@@ -1,12 +1,12 @@
 """Speculation on and off on real prompts, interleaved in one run.
 
-``python -m benches.speculation [--model FILE] [--draft FILE] [--ways auto draft both ...] [--prompts 10] [--tokens 128]``
+``python -m benches.speculation [--model FILE] [--draft FILE] [--ways auto draft both] [--prompts 10] [--tokens 128]``
 
 For every prompt of the six Spec-Bench subsets (Xia et al., 2024), of texts to repeat, and of a script of an agent that
 edits a file step by step, each way answers in turn, greedily and alone; the texts must be equal token for token. A rate
 is tokens after the first over the seconds they took. The agent's script runs twice: the second time every step has been
-answered before. The prediction of a speedup is tokens over the cost of the passes they took, by ``V`` of their mean number
-of rows and the time of the drafts; what is measured should come close.
+answered before. The prediction of a speedup is tokens over the cost of the passes they took, by ``V`` of their mean
+number of rows; what is measured should come close.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .agent_steps import steps
 
 SUBSETS = {"translation", "summarization", "qa", "math_reasoning", "rag"}
 PASSAGES = (
-    "The farthing was the smallest coin of the realm, worth a quarter of a penny, and was struck in copper, then bronze.",
-    "def area(width, height):\n    if width < 0 or height < 0:\n        raise ValueError('negative side')\n    return width * height",
-    "Alice bought 3 apples, 5 pears and 12 plums on Monday; on Tuesday she sold 2 pears and 7 plums for 4.50 in all.",
+    "The farthing was the smallest coin of the realm, worth a quarter of a penny, struck in copper, later in bronze.",
+    "def area(width, height):\n    if width < 0:\n        raise ValueError('side')\n    return width * height",
+    "Alice bought 3 apples, 5 pears and 12 plums on Monday; on Tuesday she sold 2 pears and 7 plums for 4.50.",
     "name,age,city\nAnna,31,Oslo\nBen,27,Turin\nCleo,45,Lima\nDan,19,Quito\nEve,52,Perth",
-    "To make tea, boil fresh water, warm the pot, add one spoon for each cup and one for the pot, pour, and wait four minutes.",
-    "The river rises in the hills north of the town, passes under nine bridges, and joins the sea beside the old harbour.",
+    "To make tea, boil fresh water, warm the pot, add one spoon for each cup, pour, and wait four minutes.",
+    "The river rises in the hills north of the town, passes under nine bridges, and joins the sea by the harbour.",
     "Error 504 at 10:22:31: gateway timeout after 30000 ms, request 8f3e, host api-7, retry in 5 s.",
-    "I must go down to the seas again, to the lonely sea and the sky, and all I ask is a tall ship and a star to steer her by.",
-    "SELECT name, total FROM orders JOIN clients ON clients.id = orders.client WHERE total > 100 ORDER BY total DESC;",
-    "Water boils at 100 degrees Celsius at sea level, at 93 on a mountain of two thousand metres, and at 71 on Everest.",
+    "I must go down to the seas again, to the lonely sea and the sky, and all I ask is a tall ship and a star.",
+    "SELECT name, total FROM orders JOIN clients ON clients.id = orders.client WHERE total > 100 ORDER BY total;",
+    "Water boils at 100 degrees Celsius at sea level, at 93 on a mountain of two thousand metres.",
 )
 
 
@@ -114,7 +114,9 @@ def run(engines: dict[str, ft.LLM], kinds: dict[str, list[str]], tokens: int) ->
 
 def show(results: dict[str, dict[str, Sums]], engines: dict[str, ft.LLM]) -> None:
     """One line for each kind and way."""
-    print(f"\n{'kind':16}{'way':8}{'tok/s':>8}{'speedup':>9}{'predicted':>11}{'tok/pass':>10}{'accepted':>10}{'drafted':>9}")
+    print(
+        f"\n{'kind':16}{'way':8}{'tok/s':>8}{'speedup':>9}{'predicted':>11}{'tok/pass':>10}{'accepted':>10}{'drafted':>9}"
+    )
     means: dict[str, list[float]] = defaultdict(list)
     for kind, ways in results.items():
         plain = ways["off"]
@@ -129,7 +131,8 @@ def show(results: dict[str, dict[str, Sums]], engines: dict[str, ft.LLM]) -> Non
                 f"{sums.tokens / max(sums.passes, 1):10.2f}{share:10.2f}{sums.drafted:9}"
             )
     for way, speedups in means.items():
-        print(f"{'mean':16}{way:8}{'':8}{geometric_mean(speedups):9.2f}   of the six subsets {geometric_mean(speedups[:6]):.2f}")
+        subsets = geometric_mean(speedups[:6])
+        print(f"{'mean':16}{way:8}{'':8}{geometric_mean(speedups):9.2f}   of the six subsets {subsets:.2f}")
 
 
 def main() -> None:
@@ -148,7 +151,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--kinds", nargs="+", help="only these")
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("FARTHING_DATA", root.parent / "shared" / "data")))
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("FARTHING_DATA", root.parent / "shared" / "data"))
+    )
     arguments = parser.parse_args()
 
     def load(speculation: Any) -> ft.LLM:

@@ -103,7 +103,8 @@ def test_drafts_change_nothing(smollm2: Path, plain: list[ft.Completion], fixed:
         assert report is not None
         assert sum(each.accepted for each in report.drafters) == llm.ledger.accepted
         assert report.pass_costs[0] == (1, 1.0)
-        assert "break-even" in str(report) and "<table" in report._repr_html_()
+        assert "break-even" in str(report)
+        assert "<table" in report._repr_html_()
 
 
 @pytest.mark.parametrize(
@@ -171,11 +172,9 @@ def test_a_model_drafts_for_itself(smollm2: Path, plain: list[ft.Completion]) ->
         assert ledger.accepted / ledger.drafted > (0.8 if vocabulary is None else 0.5), str(llm.speculation)
 
 
-def test_a_draft_model_needs_the_same_tokens(
-    smollm2: Path, tiny_directory: Callable[[str], Path], plain: list[ft.Completion]
-) -> None:
+def test_a_draft_model_needs_the_same_tokens(smollm2: Path, tiny_directory: Callable[[str], Path]) -> None:
     with pytest.raises(ft.UnsupportedError, match="another vocabulary"):
-        ft.LLM(smollm2, speculation=DraftModel(tiny_directory("llama")))
+        ft.LLM(smollm2, speculation=DraftModel(tiny_directory("llama-2")))
     with pytest.raises(ft.UnsupportedError, match="recurrent"):
         ft.LLM(smollm2, speculation=DraftModel(tiny_directory("lfm2")))
 
@@ -193,4 +192,4 @@ def test_families_verify_alike(tiny_directory: Callable[[str], Path], family: st
     for drafter in (Lookup(), Dice(plain.vocabulary)):
         llm = ft.LLM(path, weights="f32", speculation=drafter, draft_tokens=7, chunk=16)
         assert same(llm.generate(prompts, settings), expected)
-        assert llm.ledger.drafted > 0
+    assert llm.ledger.drafted > 0

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import _core
+from ..errors import UnsupportedError
 from ..names import locate
 from ..sampling import integer
 from ..tables import html_table, text_table
@@ -129,8 +130,17 @@ class SpeculationReport:
         return header, [("V, its time over that of one row", *(f"{cost:.2f}" for _, cost in self.pass_costs))]
 
     def _drafters(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        header = ("drafter", "drafted", "accepted", "share", "first tokens right", "break-even", "µs a token", "stopped")
-        rows = [
+        header = (
+            "drafter",
+            "drafted",
+            "accepted",
+            "share",
+            "first tokens right",
+            "break-even",
+            "µs a token",
+            "stopped",
+        )
+        rows: list[tuple[str, ...]] = [
             (
                 each.name,
                 str(each.drafted),
@@ -155,13 +165,15 @@ class SpeculationReport:
 
 
 def drafters(speculation: Any) -> list[Any]:
-    """The core's drafters of what `LLM(speculation=...)` was given, or a ValueError."""
+    """The core's drafters of what `LLM(speculation=...)` was given, or an UnsupportedError."""
     many = speculation if isinstance(speculation, (list, tuple)) else [speculation]
     cores = []
     for each in many:
         if each is None or (isinstance(each, str) and each == "auto"):
             continue
         core = getattr(each, "_core", each)
-        _core.check_drafter(core)
+        if not isinstance(core, _core.DraftModel) and not hasattr(core, "draft"):
+            works = 'use "auto", None, a drafter (an object with a method draft) or a list of them'
+            raise UnsupportedError(f"speculation={each!r} is not supported; {works}")
         cores.append(core)
     return cores

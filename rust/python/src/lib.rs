@@ -40,7 +40,7 @@ mod _core {
     use super::product::share_threads;
 
     #[pymodule_export]
-    use super::speculation::{DraftModel, SpeculationReport, check_drafter};
+    use super::speculation::{DraftModel, SpeculationReport};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

@@ -6,7 +6,6 @@ use farthing::engine::{self, Activations, DraftModelOptions, Weights};
 use farthing::error::Error;
 use farthing::speculative::draft::{Draft, Drafter, Observed, Target};
 use numpy::PyArray1;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
@@ -185,14 +184,4 @@ impl SpeculationReport {
         };
         self.0.drafters.iter().map(report).collect()
     }
-}
-
-/// Whether `object` can draft: an error that says what is missing otherwise.
-#[pyfunction]
-pub(crate) fn check_drafter(object: &Bound<'_, PyAny>) -> PyResult<()> {
-    if object.cast::<DraftModel>().is_ok() || object.hasattr("draft")? {
-        return Ok(());
-    }
-    let got = object.get_type().name()?.to_string();
-    Err(PyValueError::new_err(format!("speculation: got {got}, expected \"auto\", None, a drafter or a list of them")))
 }
