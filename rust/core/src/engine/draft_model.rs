@@ -11,6 +11,7 @@ use crate::load::text::Text;
 use crate::load::{Checkpoint, Tokenizer};
 use crate::model::{Batch, Model, Row, Scratch};
 use crate::speculative::draft::{Draft, Drafter, Observed, Target};
+use crate::speculative::tree::MOST_NODES;
 use farthing_kernels::attention::{KvType, PAGE, Span};
 use farthing_kernels::sample::{Sampling, TokenCounts, sample};
 use std::collections::HashMap;
@@ -52,6 +53,8 @@ pub struct DraftModel {
 #[derive(Debug, Default)]
 struct Fed {
     table: Table,
+    /// Tokens of the text before the first that was read.
+    skipped: usize,
     /// Tokens whose keys are in pages, drafted ones included.
     tokens: Vec<u32>,
 }
@@ -113,18 +116,20 @@ impl DraftModel {
         self.model.pass_bytes(1, 1)
     }
 
-    /// Feeds each chain its tokens and gives back, for each, the logits `(head rows,)` behind the last.
-    fn pass(&mut self, target: &dyn Target, chains: &[(u64, Vec<u32>)]) -> Result<(), Error> {
+    /// Feeds requests their tokens; the logits `(requests, head rows)` behind the last of each, if wanted, are in scratch.
+    fn pass(&mut self, target: &dyn Target, chains: &[(u64, Vec<u32>)], logits: bool) -> Result<(), Error> {
         let (mut rows, mut positions, mut spans, mut slots, mut logit_rows) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (request, tokens) in chains {
-            let Fed { table, tokens: fed } = &self.requests[request];
+            let Fed { table, tokens: fed, .. } = &self.requests[request];
             let (start, first_row) = (fed.len(), rows.len());
             rows.extend(tokens.iter().map(|&token| Row::Token(token)));
             positions.extend((start..start + tokens.len()).map(|position| position as u32));
             spans.push(Span { first_row, rows: tokens.len(), start, pages: table.pages(), ancestors: &[] });
             slots.push(table.slot());
-            logit_rows.push(rows.len() - 1);
+            if logits {
+                logit_rows.push(rows.len() - 1);
+            }
         }
         let batch = Batch {
             rows: &rows,
@@ -161,6 +166,10 @@ impl DraftModel {
     }
 }
 
+/// Tokens of a text that are read before the first draft.
+const WINDOW: usize = 256;
+/// A text that has gone on by more tokens without drafts is begun anew.
+const BACKLOG: usize = 512;
 /// Most bytes of keys and values.
 const MOST_BYTES: usize = 4 << 30;
 
@@ -188,27 +197,48 @@ impl Drafter for DraftModel {
         Ok(())
     }
 
+    fn catch_up(&mut self, target: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error> {
+        let mut feed = Vec::new();
+        for draft in drafts.iter() {
+            let Some(fed) = self.requests.get_mut(&draft.request) else { continue };
+            let text = draft.tokens.len();
+            let context = self.model.config().context;
+            let full = text - fed.skipped + MOST_NODES > context;
+            if fed.tokens.is_empty() || fed.skipped + fed.tokens.len() + BACKLOG < text || full {
+                // The last tokens say nearly all: a long text is not read whole for some drafts.
+                self.cache.truncate(&mut fed.table, 0);
+                *fed = Fed { skipped: text.saturating_sub(WINDOW.min(context / 2)), ..Fed::default() };
+            }
+            // What was drafted and right need not be computed again.
+            let rest = &draft.tokens[fed.skipped..];
+            let same = fed.tokens.iter().zip(rest).take_while(|(a, b)| a == b).count().min(rest.len() - 1);
+            fed.tokens.truncate(same);
+            self.cache.truncate(&mut fed.table, same);
+            let missing = &rest[same..rest.len() - 1];
+            if missing.len() > 1 && self.cache.reserve(&mut fed.table, rest.len()) {
+                feed.push((draft.request, missing.to_vec()));
+            }
+        }
+        if feed.is_empty() { Ok(()) } else { self.pass(target, &feed, false) }
+    }
+
     fn draft(&mut self, target: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error> {
         let vocab = target.vocabulary();
         let (mut chains, mut feed) = (Vec::new(), Vec::new());
         for (index, draft) in drafts.iter().enumerate() {
             let Some(fed) = self.requests.get_mut(&draft.request) else { continue };
-            // What was drafted and right need not be computed again.
-            let same = fed.tokens.iter().zip(draft.tokens).take_while(|(a, b)| a == b).count();
-            let same = same.min(draft.tokens.len() - 1);
-            fed.tokens.truncate(same);
-            self.cache.truncate(&mut fed.table, same);
-            let tokens = draft.tokens.len() + draft.budget;
+            let rest = &draft.tokens[fed.skipped..];
+            let tokens = rest.len() + draft.budget;
             if draft.budget == 0 || tokens > self.model.config().context || !self.cache.reserve(&mut fed.table, tokens)
             {
                 continue;
             }
             let (counts, left) = (draft.counts.clone(), draft.budget);
             chains.push(Chain { draft: index, request: draft.request, counts, parent: None, left, likelihood: 1.0 });
-            feed.push((draft.request, draft.tokens[same..].to_vec()));
+            feed.push((draft.request, rest[fed.tokens.len()..].to_vec()));
         }
         while !chains.is_empty() {
-            self.pass(target, &feed)?;
+            self.pass(target, &feed, true)?;
             feed.clear();
             let mut open = Vec::new();
             for (row, mut chain) in chains.drain(..).enumerate() {

@@ -51,6 +51,8 @@ pub(super) struct Drafting {
     cost: StepCost,
     /// Requests that the drafters know, and what was drafted for them in this step, kept or not.
     known: HashMap<u64, DraftTree>,
+    /// Tokens that each drafter was asked for in this step.
+    asked: Vec<usize>,
     /// What users should hear.
     warnings: Vec<String>,
 }
@@ -115,6 +117,7 @@ impl Drafting {
         wants.hidden.dedup();
         Ok(Drafting {
             controller: Controller::new(drafters.len()),
+            asked: vec![0; drafters.len()],
             stopped: vec![None; drafters.len()],
             fixed: draft_tokens,
             drafters,
@@ -154,17 +157,21 @@ impl Drafting {
         let cost = self.cost.clone();
         let cost = cost.at(context);
         let mut trees: Vec<DraftTree> = wanted.iter().map(|_| DraftTree::default()).collect();
+        self.asked.fill(0);
         for index in 0..self.drafters.len() {
-            let drafted: usize = trees.iter().map(DraftTree::len).sum();
+            let before: Vec<usize> = trees.iter().map(DraftTree::len).collect();
             let budget = match self.fixed {
                 _ if self.stopped[index].is_some() => 0,
                 Some(fixed) => fixed,
-                None => self.controller.budget(index, rows + drafted, MOST, &cost),
+                None => {
+                    let candidates = candidates(wanted, &mut trees);
+                    let speedup = self.controller.speedup(&candidates, rows, &cost);
+                    self.controller.budget(index, rows, MOST, speedup, &cost)
+                }
             };
             if budget == 0 {
                 continue;
             }
-            let begin = Instant::now();
             let least = if self.fixed.is_some() { 0.0 } else { self.controller.least(index, rows, &cost) as f32 };
             let samplings: Vec<_> = wanted.iter().map(|wanted| wanted.sequence.sampling()).collect();
             let mut drafts: Vec<Draft<'_>> = Vec::new();
@@ -175,11 +182,15 @@ impl Drafting {
                 let Sequence { id: request, ref tokens, .. } = *wanted.sequence;
                 drafts.push(Draft { request, tokens, budget: budget.min(MOST_NODES), least, sampling, counts, tree });
             }
-            let result = self.drafters[index].draft(target, &mut drafts);
+            let caught_up = self.drafters[index].catch_up(target, &mut drafts);
+            let begin = Instant::now();
+            let result = caught_up.and_then(|()| self.drafters[index].draft(target, &mut drafts));
             drop(drafts);
             self.judge(index, result);
-            let nodes = trees.iter().map(DraftTree::len).sum::<usize>() - drafted;
-            self.controller.drafting_took(index, begin.elapsed().as_secs_f64(), nodes);
+            // A chain that ends early has taken a step more than it has nodes.
+            let longest = trees.iter().zip(&before).map(|(tree, before)| tree.len() - before).max().unwrap_or(0);
+            self.controller.drafting_took(index, begin.elapsed().as_secs_f64(), budget.min(longest + 1));
+            self.asked[index] = budget;
             self.refuse_strangers(index, &mut trees, target.vocabulary());
         }
         for (wanted, tree) in wanted.iter().zip(&mut trees) {
@@ -195,12 +206,7 @@ impl Drafting {
             self.known.insert(wanted.sequence.id, tree.clone());
         }
         if self.fixed.is_none() {
-            let mut candidates: Vec<Candidate<'_>> = wanted
-                .iter()
-                .zip(&mut trees)
-                .map(|(wanted, tree)| Candidate { request: wanted.sequence.id, tree })
-                .collect();
-            self.controller.choose(&mut candidates, rows, &cost);
+            self.controller.choose(&mut candidates(wanted, &mut trees), rows, &cost);
         }
         for (wanted, tree) in wanted.iter_mut().zip(trees) {
             wanted.sequence.tree = tree;
@@ -248,7 +254,7 @@ impl Drafting {
         // What was drafted for another pass says nothing about this one.
         let Some(drafted) = self.known.get_mut(&observed.request).map(std::mem::take) else { return };
         if !observed.tokens.is_empty() {
-            self.controller.learn(observed.request, &drafted, observed.tokens);
+            self.controller.learn(observed.request, &drafted, &self.asked, observed.tokens);
             self.controller.count(tree, |node| path.contains(&(node + 1)));
         }
         self.each(|drafter| drafter.observe(observed));
@@ -283,6 +289,12 @@ impl Drafting {
                 .collect(),
         }
     }
+}
+
+/// Every request with what is drafted for it.
+fn candidates<'a>(wanted: &[Wanted<'_>], trees: &'a mut [DraftTree]) -> Vec<Candidate<'a>> {
+    let candidate = |(wanted, tree): (&Wanted<'_>, _)| Candidate { request: wanted.sequence.id, tree };
+    wanted.iter().zip(trees).map(candidate).collect()
 }
 
 /// For each node whether it and all before it are first children.

@@ -23,6 +23,8 @@ const SMOOTH: f64 = 0.9;
 const RETRY: u32 = 64;
 /// Drafting below this share of a pass over one row is as good as free.
 const FREE: f64 = 0.02;
+/// Nodes that a drafter is asked for whose cost nobody knows yet.
+const FIRST: usize = 2;
 
 /// Observations of yes or no, older ones weighing less.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -50,10 +52,9 @@ type Beliefs = [Belief; CLASSES];
 struct Known {
     /// By class, over all requests.
     classes: Beliefs,
-    /// By depth, over all requests.
+    /// By depth, over all requests: whether it had the token, given that it had those before.
     depths: Beliefs,
-    /// Seconds of a call with nothing drafted, and of each node.
-    call: f64,
+    /// Seconds of each token behind the other.
     node: f64,
     /// Steps since it was asked last.
     idle: u32,
@@ -109,28 +110,31 @@ impl Controller {
     }
 
     /// Most nodes that `drafter` should be asked for beside `rows` other rows: `most` when it costs next to nothing,
-    /// else the number that pays best, 0 included.
-    pub fn budget(&mut self, drafter: usize, rows: usize, most: usize, cost: &impl PassCost) -> usize {
+    /// else the number that pays best, 0 included. `speedup`: what is expected of the drafts that are there already.
+    pub fn budget(&mut self, drafter: usize, rows: usize, most: usize, speedup: f64, cost: &impl PassCost) -> usize {
         let (unit, known) = (self.unit, &mut self.drafters[drafter]);
         known.idle += 1;
         let share = known.node / unit.max(f64::MIN_POSITIVE);
-        let unknown = unit == 0.0 || known.node == 0.0;
-        if unknown || share < FREE {
+        if unit == 0.0 || known.node == 0.0 {
+            known.idle = 0;
+            return most.min(FIRST);
+        }
+        if share < FREE {
             known.idle = 0;
             return most;
         }
-        let (mut best, mut value, mut survival, mut gain) = (0, 1.0, 1.0, 0.0);
-        let (before, call) = (cost.of(rows), known.call / unit);
+        let (mut best, mut value, mut survival, mut gain) = (0, speedup, 1.0, 0.0);
+        let before = cost.of(rows);
         for count in 1..=most {
             let depth = (count - 1).min(CLASSES - 1);
             survival *= known.depths[depth].mean(0.6, FIRST_WEIGHT);
             gain += survival;
-            let drafted = (1.0 + gain) * before / (cost.of(rows + count) + call + count as f64 * share);
+            let drafted = (1.0 + gain) * before / (cost.of(rows + count) + count as f64 * share);
             if drafted > value * if best == 0 { HYSTERESIS } else { 1.0 } {
                 (best, value) = (count, drafted);
             }
         }
-        if best == 0 && known.idle >= RETRY {
+        if best == 0 && speedup <= 1.0 && known.idle >= RETRY {
             best = 1;
         }
         if best > 0 {
@@ -149,13 +153,36 @@ impl Controller {
         (cost.of(rows + 4) - cost.of(rows)) / (4.0 * cost.of(rows)) + share / cost.of(rows)
     }
 
+    /// Tokens a second, over those without drafts, that `candidates` promise in a pass with `rows` rows besides.
+    pub fn speedup(&self, candidates: &[Candidate<'_>], rows: usize, cost: &impl PassCost) -> f64 {
+        let (nodes, keep) = self.best(candidates, rows, cost);
+        let (tokens, sum) = (candidates.len() as f64, nodes[..keep].iter().map(|(survival, ..)| survival).sum::<f64>());
+        (1.0 + sum / tokens.max(1.0)) * cost.of(rows) / cost.of(rows + keep)
+    }
+
     /// Keeps of all trees the nodes that pay in a pass with `rows` rows besides.
     pub fn choose(&self, candidates: &mut [Candidate<'_>], rows: usize, cost: &impl PassCost) {
+        let (nodes, keep) = self.best(candidates, rows, cost);
+        let mut kept: Vec<Vec<bool>> = candidates.iter().map(|candidate| vec![false; candidate.tree.len()]).collect();
+        for &(_, index, node) in &nodes[..keep] {
+            kept[index][node] = true;
+        }
+        for (candidate, kept) in candidates.iter_mut().zip(&kept) {
+            candidate.tree.retain(|node| kept[node]);
+        }
+    }
+
+    /// All nodes as (survival, candidate, node), likeliest first, and how many of them pay.
+    fn best(
+        &self,
+        candidates: &[Candidate<'_>],
+        rows: usize,
+        cost: &impl PassCost,
+    ) -> (Vec<(f64, usize, usize)>, usize) {
         let mut nodes = Vec::new();
-        let survivals: Vec<Vec<f64>> =
-            candidates.iter().map(|candidate| self.survivals(candidate.request, candidate.tree)).collect();
-        for (index, survivals) in survivals.iter().enumerate() {
-            nodes.extend(survivals.iter().enumerate().map(|(node, &survival)| (survival, index, node)));
+        for (index, candidate) in candidates.iter().enumerate() {
+            let survivals = self.survivals(candidate.request, candidate.tree);
+            nodes.extend(survivals.into_iter().enumerate().map(|(node, survival)| (survival, index, node)));
         }
         // Stable, so that parents stay before their children, which are no likelier.
         nodes.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -169,13 +196,7 @@ impl Controller {
                 (keep, best) = (count + 1, value);
             }
         }
-        let mut kept: Vec<Vec<bool>> = survivals.iter().map(|survivals| vec![false; survivals.len()]).collect();
-        for &(_, index, node) in &nodes[..keep] {
-            kept[index][node] = true;
-        }
-        for (candidate, kept) in candidates.iter_mut().zip(&kept) {
-            candidate.tree.retain(|node| kept[node]);
-        }
+        (nodes, keep)
     }
 
     /// How likely each node is to be accepted.
@@ -195,28 +216,35 @@ impl Controller {
 
     /// Learns from what was committed after `tree` was drafted: nodes whose parent was right are right or wrong.
     ///
-    /// `tree` may hold more than was verified: where the text went is known all the same.
-    pub fn learn(&mut self, request: u64, tree: &DraftTree, committed: &[u32]) {
+    /// `tree` may hold more than was verified: where the text went is known all the same. `asked`: for each drafter the
+    /// most nodes it was asked for one behind the other, 0 if it was not.
+    pub fn learn(&mut self, request: u64, tree: &DraftTree, asked: &[usize], committed: &[u32]) {
         let count = self.drafters.len();
         let own = self.requests.entry(request).or_insert_with(|| vec![Beliefs::default(); count]);
+        // Of each drafter the tokens it had right from the first on.
+        let mut right = vec![0; count];
         let mut parent = None;
-        for &token in committed {
+        for (depth, &token) in committed.iter().enumerate() {
             let mut next = None;
             for (index, node) in tree.nodes().iter().enumerate().filter(|(_, node)| node.parent == parent) {
                 let (drafter, class) = (node.drafter as usize, (node.class as usize).min(CLASSES - 1));
-                let depth = (node.depth as usize - 1).min(CLASSES - 1);
-                let right = node.token == token;
-                own[drafter][class].note(right);
-                self.drafters[drafter].classes[class].note(right);
-                self.drafters[drafter].depths[depth].note(right);
-                if right {
+                own[drafter][class].note(node.token == token);
+                self.drafters[drafter].classes[class].note(node.token == token);
+                if node.token == token {
                     next = Some(index as u8);
+                    right[drafter] += usize::from(right[drafter] == depth);
                 }
             }
             if next.is_none() {
-                return;
+                break;
             }
             parent = next;
+        }
+        for ((known, &right), &asked) in self.drafters.iter_mut().zip(&right).zip(asked) {
+            for depth in 0..asked.min(right + 1).min(committed.len()) {
+                // Nothing drafted is as bad as the wrong token: it took the same time.
+                known.depths[depth.min(CLASSES - 1)].note(depth < right);
+            }
         }
     }
 
@@ -234,14 +262,9 @@ impl Controller {
         smooth(&mut self.unit, seconds / relative);
     }
 
-    /// Takes note of the time drafting took for a number of nodes.
-    pub fn drafting_took(&mut self, drafter: usize, seconds: f64, nodes: usize) {
-        let known = &mut self.drafters[drafter];
-        if nodes == 0 {
-            smooth(&mut known.call, seconds);
-        } else {
-            smooth(&mut known.node, seconds / nodes as f64);
-        }
+    /// Takes note of the time drafting took in so many steps, one token behind the other in each.
+    pub fn drafting_took(&mut self, drafter: usize, seconds: f64, steps: usize) {
+        smooth(&mut self.drafters[drafter].node, seconds / steps.max(1) as f64);
     }
 
     /// Forgets what is particular to a request.
@@ -301,17 +324,17 @@ mod tests {
     fn what_is_always_right_is_verified_whole_and_what_never_is_not_at_all() {
         let (tree, mut controller) = (chain(0..8), Controller::new(1));
         for _ in 0..100 {
-            controller.learn(1, &tree, &[0, 1, 2, 3, 4, 5, 6, 7]);
+            controller.learn(1, &tree, &[8], &[0, 1, 2, 3, 4, 5, 6, 7]);
         }
         assert_eq!(kept(&controller, &tree, 0.06), 8);
         assert_eq!(kept(&controller, &tree, 1.0), 0, "a row that costs as much as a pass never pays");
         for _ in 0..2000 {
-            controller.learn(1, &tree, &[9]);
+            controller.learn(1, &tree, &[8], &[9]);
         }
         assert_eq!(kept(&controller, &tree, 0.06), 0);
         controller.end(1);
         for _ in 0..2000 {
-            controller.learn(2, &tree, &[0, 1, 2, 3, 4, 5, 6, 7]);
+            controller.learn(2, &tree, &[8], &[0, 1, 2, 3, 4, 5, 6, 7]);
         }
         assert_eq!(kept(&controller, &tree, 0.06), 8, "a new request begins with what others taught");
     }
@@ -320,8 +343,8 @@ mod tests {
     fn requests_compete_for_rows() {
         let (likely, unlikely, mut controller) = (chain(0..8), chain(10..18), Controller::new(1));
         for _ in 0..200 {
-            controller.learn(1, &likely, &[0, 1, 2, 3, 4, 5, 6, 7]);
-            controller.learn(2, &unlikely, &[99]);
+            controller.learn(1, &likely, &[8], &[0, 1, 2, 3, 4, 5, 6, 7]);
+            controller.learn(2, &unlikely, &[8], &[99]);
         }
         let (mut first, mut second) = (likely.clone(), unlikely.clone());
         let mut candidates = [Candidate { request: 1, tree: &mut first }, Candidate { request: 2, tree: &mut second }];
@@ -332,23 +355,24 @@ mod tests {
     #[test]
     fn an_expensive_drafter_is_asked_for_what_pays() {
         let mut controller = Controller::new(1);
-        assert_eq!(controller.budget(0, 1, 8, &Line(0.06)), 8, "nothing is known yet");
+        assert_eq!(controller.budget(0, 1, 8, 1.0, &Line(0.06)), FIRST, "nothing is known yet");
         controller.pass_took(0.010, 1.0);
         controller.drafting_took(0, 0.004 * 8.0, 8);
         let tree = chain(0..8);
         for _ in 0..300 {
-            controller.learn(1, &tree, &[0, 1, 2, 3, 4, 5, 6, 7]);
+            controller.learn(1, &tree, &[8], &[0, 1, 2, 3, 4, 5, 6, 7]);
         }
-        assert_eq!(controller.budget(0, 1, 8, &Line(0.06)), 8);
+        assert_eq!(controller.budget(0, 1, 8, 1.0, &Line(0.06)), 8);
+        assert_eq!(controller.budget(0, 1, 8, 5.0, &Line(0.06)), 0, "what is there already promises more");
         for _ in 0..600 {
-            controller.learn(1, &tree, &[0, 9]);
-            controller.learn(1, &tree, &[9]);
+            controller.learn(1, &tree, &[8], &[0, 9]);
+            controller.learn(1, &tree, &[8], &[9]);
         }
-        assert_eq!(controller.budget(0, 1, 8, &Line(0.06)), 1, "half of the first tokens are right");
+        assert_eq!(controller.budget(0, 1, 8, 1.0, &Line(0.06)), 1, "half of the first tokens are right");
         for _ in 0..600 {
-            controller.learn(1, &tree, &[9]);
+            controller.learn(1, &tree, &[8], &[9]);
         }
-        let asked: Vec<usize> = (0..2 * RETRY).map(|_| controller.budget(0, 1, 8, &Line(0.06))).collect();
+        let asked: Vec<usize> = (0..2 * RETRY).map(|_| controller.budget(0, 1, 8, 1.0, &Line(0.06))).collect();
         assert_eq!(asked.iter().sum::<usize>(), 2, "tried again from time to time");
     }
 }

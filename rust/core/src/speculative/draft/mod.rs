@@ -96,6 +96,12 @@ pub trait Drafter: Send + std::fmt::Debug {
     /// A request begins with the tokens of its prompt, `(t,)`.
     fn begin(&mut self, request: u64, prompt: &[u32]) -> Result<(), Error>;
 
+    /// Called before [`Drafter::draft`] with the same drafts: the time for what has to be done but once, however much is
+    /// drafted and however often, such as reading the prompt.
+    fn catch_up(&mut self, _target: &dyn Target, _drafts: &mut [Draft<'_>]) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Adds nodes to each tree, at most its budget.
     fn draft(&mut self, target: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error>;
 
