@@ -11,7 +11,7 @@ use farthing::speculative::draft::{
 };
 use farthing::speculative::tree::{DraftTree, MOST_NODES};
 use farthing_kernels::sample::{Sampling, TokenCounts};
-use numpy::{PyArray1, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -169,13 +169,17 @@ impl Drafter {
             Some(top) if top.shape()[0] == rows.len() => top.as_array().iter().copied().collect(),
             Some(top) => {
                 let (got, expected) = (top.shape()[0], rows.len());
-                return Err(PyValueError::new_err(format!("top: got {got} rows, expected {expected}, one for each of rows")));
+                return Err(PyValueError::new_err(format!(
+                    "top: got {got} rows, expected {expected}, one for each of rows"
+                )));
             }
             None => Vec::new(),
         };
         let mut state = self.lock();
         let Standalone { drafter, texts } = &mut *state;
-        drafter.observe(&Observed { request, tokens: &tokens, hidden: &[], rows: &rows, top: &top }).map_err(exception)?;
+        drafter
+            .observe(&Observed { request, tokens: &tokens, hidden: &[], rows: &rows, top: &top })
+            .map_err(exception)?;
         texts.entry(request).or_default().extend(tokens);
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::{Draft, Drafter, Observed, class_of};
 use crate::error::Error;
 
 /// Longest n-gram and longest draft that can be asked for.
-pub const MOST_TOKENS: usize = 1024;
+pub(super) const MOST_TOKENS: usize = 1024;
 
 /// Whose rule it is: they differ in which n-gram and which occurrence they take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl NGram {
 }
 
 impl Drafter for NGram {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         match self.options.mode {
             NGramMode::Transformers => "n-gram (transformers)",
             NGramMode::Vllm => "n-gram (vllm)",

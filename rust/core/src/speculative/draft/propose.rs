@@ -112,11 +112,9 @@ impl<'a> Cursor<'a> {
 
     /// The next shorter suffix that was seen elsewhere too.
     fn shorter(self) -> Option<Cursor<'a>> {
-        let Place { automaton, state, own, .. } = self.place;
+        let Place { automaton, state, .. } = self.place;
         let state = automaton.link(state)?;
-        // The end of a text is one of the places where its suffixes stand.
-        let ends_here = self.ends_here || (own && automaton.best(self.place.state).is_none());
-        Some(Cursor { place: Place { state, length: automaton.len(state), ..self.place }, ends_here })
+        Some(Cursor { place: Place { state, length: automaton.len(state), ..self.place }, ..self })
     }
 
     fn ratio(&self, count: u32) -> f32 {
@@ -129,7 +127,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-fn suffixes<'a>(place: Place<'a>, least: usize) -> impl Iterator<Item = Cursor<'a>> {
+fn suffixes(place: Place<'_>, least: usize) -> impl Iterator<Item = Cursor<'_>> {
     let first = Cursor { place, ends_here: place.own }.settled(least);
     std::iter::successors(first, move |cursor| cursor.shorter()?.settled(least)).take(SUFFIXES)
 }
@@ -153,14 +151,13 @@ fn follow_best(mut cursor: Cursor<'_>, rule: &Rule, chain: &mut Proposal) {
     chain.matched = cursor.place.length;
     let (mut probability, mut survival) = (1.0, 1.0);
     for index in 0..rule.most(chain.matched) {
-        let Some(settled) = cursor.settled(rule.least_match) else { return };
-        let Some(next) = settled.place.automaton.best(settled.place.state) else { return };
-        let ratio = settled.ratio(next.count);
+        let Some(next) = cursor.place.automaton.best(cursor.place.state) else { return };
+        let ratio = cursor.ratio(next.count);
         probability *= ratio;
         if probability < rule.least_probability {
             return;
         }
-        cursor = settled.stepped(next.state);
+        cursor = cursor.stepped(next.state);
         let class = class_of(cursor.place.length);
         survival *= rule.weight(class, ratio);
         chain.score += survival;
@@ -225,9 +222,7 @@ pub(super) fn tree(places: &[Place<'_>], rule: &Rule, tree: &mut Proposal) {
             tree.matched = tree.matched.max(matched);
             tree.steps.len() - 1
         };
-        if let Some(cursor) = behind.settled(rule.least_match) {
-            branch(cursor, (Some(node as u8), survival, step.probability, matched, depth), rule, &mut heap);
-        }
+        branch(behind, (Some(node as u8), survival, step.probability, matched, depth), rule, &mut heap);
     }
 }
 

@@ -30,6 +30,14 @@ impl Table {
         std::array::from_fn(|rank| (self.hits[rank] as f32 + RATES_COUNT * RATES[rank]) / seen)
     }
 
+    /// What stands behind a token in a prompt is likely too: the model's rows of prompts are not computed.
+    fn follow(&mut self, token: u32, next: u32) {
+        let row = self.rows.entry(token).or_insert([NONE; WIDTH]);
+        let place = row.iter().position(|&likely| likely == next).unwrap_or(WIDTH - 1);
+        row[..=place].rotate_right(1);
+        row[0] = next;
+    }
+
     fn score(&mut self, token: u32, next: u32) {
         let Some(row) = self.rows.get(&token) else { return };
         if self.seen == u32::MAX {
@@ -113,7 +121,7 @@ impl Ord for Candidate {
 }
 
 impl Drafter for TokenRecycling {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "token recycling"
     }
 
@@ -122,6 +130,10 @@ impl Drafter for TokenRecycling {
     }
 
     fn begin(&mut self, request: u64, prompt: &[u32]) -> Result<(), Error> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for pair in prompt.windows(2) {
+            table.follow(pair[0], pair[1]);
+        }
         self.requests.insert(request, prompt.last().copied());
         Ok(())
     }
@@ -132,7 +144,7 @@ impl Drafter for TokenRecycling {
         for Draft { tokens, budget, tree, .. } in drafts {
             let Some(&last) = tokens.last() else { continue };
             let mut heap = BinaryHeap::new();
-            let mut expand = |parent: Option<u8>, token: u32, survival: f32, heap: &mut BinaryHeap<Candidate>| {
+            let expand = |parent: Option<u8>, token: u32, survival: f32, heap: &mut BinaryHeap<Candidate>| {
                 for (rank, &next) in table.rows.get(&token).into_iter().flatten().enumerate() {
                     if next != NONE {
                         let survival = survival * rates[rank];

@@ -161,8 +161,8 @@ impl SuffixStore {
         let mut generations = self.write();
         for chunk in tokens.chunks(CHUNK) {
             let full = generations.current.bytes() > self.max_bytes / 2;
-            let many = generations.current.texts.len() >= self.max_texts
-                && !generations.current.places.contains_key(&id);
+            let many =
+                generations.current.texts.len() >= self.max_texts && !generations.current.places.contains_key(&id);
             if full || many {
                 let full = std::mem::take(&mut generations.current);
                 generations.previous = Some(full);
@@ -170,7 +170,9 @@ impl SuffixStore {
             let Generations { current, previous } = &mut *generations;
             let generation = match previous {
                 // Its own generation, unless that grows beyond its share.
-                Some(previous) if previous.places.contains_key(&id) && previous.bytes() <= self.max_bytes / 2 => previous,
+                Some(previous) if previous.places.contains_key(&id) && previous.bytes() <= self.max_bytes / 2 => {
+                    previous
+                }
                 _ => current,
             };
             let place = generation.open(id);
@@ -237,7 +239,12 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u32
         };
-        (0..length).map(|_| { let (a, b) = (next() % 3000, next() % 3000); a.min(b) * a.min(b) / 3000 }).collect()
+        (0..length)
+            .map(|_| {
+                let (a, b) = (next() % 3000, next() % 3000);
+                a.min(b) * a.min(b) / 3000
+            })
+            .collect()
     }
 
     #[test]

@@ -18,7 +18,8 @@ const VERSION: u32 = 1;
 impl SuffixStore {
     /// Writes the store to `path`, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let failed = |error: std::io::Error| Error::Store { file: path.display().to_string(), reason: error.to_string() };
+        let failed =
+            |error: std::io::Error| Error::Store { file: path.display().to_string(), reason: error.to_string() };
         let mut bytes = Vec::new();
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Drafts from what the request and others said before: SuffixDecoding (Oliaro et al., arXiv:2411.04975), with suffix
+//! Drafts from what the request and others said before: `SuffixDecoding` (Oliaro et al., arXiv:2411.04975), with suffix
 //! automata for trees.
 
 use std::collections::HashMap;
@@ -139,7 +139,7 @@ fn graft(proposal: &Proposal, root: Option<u8>, budget: usize, tree: &mut DraftT
 }
 
 impl Drafter for Suffix {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "suffix"
     }
 
@@ -194,8 +194,7 @@ impl Drafter for Suffix {
     }
 
     fn observe(&mut self, observed: &Observed<'_>) -> Result<(), Error> {
-        let request =
-            self.requests.get_mut(&observed.request).ok_or_else(|| unknown_request(observed.request))?;
+        let request = self.requests.get_mut(&observed.request).ok_or_else(|| unknown_request(observed.request))?;
         request.own.extend(observed.tokens);
         if let (Some(store), Some(text)) = (&self.store, request.text) {
             store.append(text, observed.tokens);
