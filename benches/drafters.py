@@ -1,9 +1,9 @@
 """Drafters beside their peers, from Python: time of a draft, time to take tokens in, memory.
 
 ``python -m benches.drafters [--steps 200]``; what the Python call itself costs is in every row. The core alone:
-``cargo bench -p farthing --bench drafters``. Peers: transformers' prompt lookup, vLLM's numba n-gram, arctic-inference's
-suffix cache; those that are not installed are named and left out. Each step asks all of them in turn, about the same
-text: the recorded prompts and answers one behind the other, from the end backwards for other contexts.
+``cargo bench -p farthing --bench drafters``. Peers: transformers' prompt lookup, vLLM's numba n-gram and
+arctic-inference's suffix cache; those that are not installed are named and left out. Each step asks all of them in turn
+about the same text: the recorded prompts and answers one behind the other, and again where that is too short.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def ngrams(text: np.ndarray, steps: int) -> None:
 
                 drafts[mode], taken = timed(step)
                 times.setdefault(f"farthing, {mode}'s", []).append(taken)
-            (found, _), taken = timed(lambda ids=ids, end=end: lookup.get_candidates(ids[:, :end]))
+            (found, _), taken = timed(lambda ids=ids[:, :end], lookup=lookup: lookup.get_candidates(ids))
             times.setdefault("transformers", []).append(taken)
             if found[0, end:].tolist() != drafts["transformers"]:
                 raise SystemExit(f"transformers drafts otherwise behind {end} tokens, no timing")
@@ -136,14 +136,19 @@ def suffixes(recordings: list[Recording]) -> None:
                 cache.stop_request(request)
     prompts = 2 * sum(len(r.prompt) for r in recordings)
     print("\nsuffix cache: depth 64, at most 15 tokens, all recordings twice; µs, times by turns")
-    print(f"  {'':<20}{'speculate':>10}{'p99':>8}{'add/token':>11}{'prompt/token':>14}{'B/token':>9}{'tok/pass':>10}{'seen':>7}")
+    print(
+        f"  {'':<20}{'speculate':>10}{'p99':>8}{'add/token':>11}{'prompt/token':>14}"
+        f"{'B/token':>9}{'tok/pass':>10}{'seen':>7}"
+    )
     for name in caches:
         late = quantiles(speculated[name], n=100)[98]
         rate = [
             sum(tokens for t, tokens, _ in passes[name] if t == turn) / sum(t == turn for t, _, _ in passes[name])
             for turn in range(2)
         ]
-        row = f"{median(speculated[name]):>10.1f}{late:>8.1f}{median(added[name]):>11.2f}{started[name] / prompts:>14.2f}"
+        row = (
+            f"{median(speculated[name]):>10.1f}{late:>8.1f}{median(added[name]):>11.2f}{started[name] / prompts:>14.2f}"
+        )
         print(f"  {name:<20}{row}{held[name]:>9.0f}{rate[0]:>10.2f}{rate[1]:>7.2f}")
     if ArcticCache is None:
         print("  arctic-inference is not installed: left out")

@@ -1,8 +1,8 @@
 """Records the replay corpus: what the default model says to 35 named prompts, as token ids.
 
-``python tests/record_replay.py`` writes ``tests/data/replay.npz`` anew: for each prompt its ids, the greedy answer of at
-most 112 tokens, and the 8 likeliest tokens behind the prompt and behind each token of the answer but the last. Drafters are replayed
-against these ids without a model (``tests/replay.py``).
+``python tests/record_replay.py`` writes ``tests/data/replay.npz`` anew: for each prompt its ids, the greedy answer of
+at most 112 tokens, and the 8 likeliest tokens before each token of the answer. ``benches/replay.py`` replays drafters
+against these ids without a model.
 
 The prompts are the first turns of every sixteenth question of each Spec-Bench group (its chat group is MT-bench), and
 five passages of ``tests/data/alice.txt`` that are to be repeated.

@@ -68,7 +68,7 @@ def transformers_rule(text: list[int], max_n: int, most: int) -> list[int]:
 
 
 def llama_cpp_rule(text: list[int], n: int, m: int) -> list[int]:
-    """llama.cpp's ngram-simple: its history is the text without the last token, and neither that nor position 0 counts."""
+    """llama.cpp's ngram-simple: its history is the text without the last token; that and position 0 do not count."""
     history = text[:-1]
     if len(history) <= n + m + 1:
         return []
@@ -259,6 +259,47 @@ def test_threads_share_a_store(recordings):
     assert store.texts == len(recordings)
 
 
+def of_cache(recordings: list[Recording], most: int) -> Count:
+    """Chains of a suffix cache with the defaults of arctic-inference, each request alone."""
+    total = Count()
+    for recording in recordings:
+        cache, text, answer, at = SuffixDecodingCache(), list(recording.prompt), recording.answer, 1
+        cache.start_request(0, text)
+        cache.add_active_response(0, answer[:1])
+        text += answer[:1]
+        while at < len(answer):
+            draft = cache.speculate(0, text[-64:], max_spec_tokens=most)
+            accepted = right(Draft(draft.token_ids, draft.parents, [], []), answer[at:])
+            after = min(at + accepted + 1, len(answer))
+            cache.add_active_response(0, answer[at:after])
+            text += answer[at:after]
+            total += Count(1, after - at, len(draft.token_ids), accepted)
+            at = after
+    return total
+
+
+def test_tokens_per_pass(recordings):
+    """Beside the figures of another 35 prompts of the same kinds, which farthing's own plan was made with."""
+    expected = {
+        "transformers, n <= 2, 10": (1.75, NGram("transformers"), 10),
+        "vllm, 2 to 5, 3": (1.48, NGram("vllm", min_n=2, max_n=5, max_tokens=3), 3),
+        "vllm, 2 to 5, 7": (1.59, NGram("vllm", min_n=2, max_n=5, max_tokens=7), 7),
+        "suffix of 3 else recycling, 7": (1.84, Composed(Suffix(min_match=3), TokenRecycling()), 7),
+    }
+    got = {name: replay_all(drafter, recordings, most)["all"].per_pass for name, (_, drafter, most) in expected.items()}
+    got["suffix cache, 15"] = of_cache(recordings, 15).per_pass
+    wanted = {name: figure for name, (figure, _, _) in expected.items()} | {"suffix cache, 15": 1.67}
+    assert got == pytest.approx(wanted, abs=0.0505)
+
+
+def test_what_was_said_before_is_drafted_whole(recordings):
+    store = SuffixStore()
+    replay_all(Suffix(store), recordings, 15)
+    again = replay_all(Suffix(store), recordings, 15)["all"]
+    assert again.per_pass > 9.98
+    assert again.rate > 0.8
+
+
 def test_suffix_decoding_cache():
     cache = SuffixDecodingCache(max_tree_depth=16, max_cached_requests=2)
     assert (cache.max_tree_depth, cache.max_cached_requests) == (16, 2)
@@ -274,7 +315,13 @@ def test_suffix_decoding_cache():
     # Answers are found by others, prompts are not.
     cache.start_request(("b", 1), [9])
     draft = cache.speculate(("b", 1), np.array([5, 6], np.int32), max_spec_tokens=8)
-    assert (draft.token_ids, draft.parents, draft.probs, draft.score, draft.match_len) == ([7, 8], [-1, 0], [1, 1], 2, 2)
+    assert (draft.token_ids, draft.parents, draft.probs, draft.score, draft.match_len) == (
+        [7, 8],
+        [-1, 0],
+        [1, 1],
+        2,
+        2,
+    )
     assert cache.speculate(("b", 1), [2, 3]).token_ids == []
     assert cache.speculate(("b", 1), [5, 6], max_spec_tokens=8, max_spec_factor=0.5).token_ids == [7]
     assert cache.speculate(("b", 1), [6], max_spec_offset=1.0, use_tree_spec=True).token_ids == [7, 8]
