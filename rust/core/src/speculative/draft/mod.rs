@@ -108,3 +108,70 @@ fn first_path(tree: &DraftTree) -> Vec<u8> {
 fn unknown_request(request: u64) -> Error {
     Error::argument("request", request, "one that has begun")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use proptest::prelude::*;
+
+    fn all() -> Vec<Box<dyn Drafter>> {
+        let store = Arc::new(SuffixStore::new(SuffixStore::LEAST_BYTES).unwrap());
+        let suffix = |store: Option<&Arc<SuffixStore>>, tree, min_match| -> Box<dyn Drafter> {
+            let options = SuffixOptions { tree, min_match, ..SuffixOptions::default() };
+            Box::new(Suffix::new(store.cloned(), options).unwrap())
+        };
+        let mut drafters: Vec<Box<dyn Drafter>> = vec![
+            suffix(None, false, 1),
+            suffix(Some(&store), false, 1),
+            suffix(Some(&store), true, 2),
+            Box::new(TokenRecycling::default()),
+        ];
+        for mode in NGramMode::ALL {
+            let options =
+                NGramOptions { min_n: if mode == NGramMode::LlamaCpp { 2 } else { 1 }, max_n: 2, max_tokens: 9, mode };
+            drafters.push(Box::new(NGram::new(options).unwrap()));
+        }
+        let members = |drafters: [Box<dyn Drafter>; 2]| Box::new(Composed::new(drafters.into()).unwrap());
+        drafters.push(members([suffix(Some(&store), false, 3), Box::new(TokenRecycling::default())]));
+        drafters.push(members([Box::new(TokenRecycling::default()), suffix(None, true, 1)]));
+        drafters
+    }
+
+    proptest! {
+        #[test]
+        fn any_ids_behind_any_tree(
+            tokens in prop::collection::vec(prop_oneof![0u32..3, any::<u32>()], 2..60),
+            others in prop::collection::vec((any::<prop::sample::Index>(), 0u32..3), 0..9),
+            budget in 0usize..70,
+        ) {
+            let (sampling, counts) = (Sampling::default(), TokenCounts::default());
+            for mut drafter in all() {
+                drafter.begin(3, &tokens[..1]).unwrap();
+                let wanted = drafter.wants().top;
+                for end in 1..tokens.len() {
+                    let (now, rows) = (&tokens[end..=end], &tokens[end - 1..=end]);
+                    let top: Vec<u32> = rows.iter().flat_map(|row| (0..wanted as u32).map(|i| row.wrapping_add(i))).collect();
+                    drafter.observe(&Observed { request: 3, tokens: now, hidden: &[], rows, top: &top }).unwrap();
+                    let mut tree = DraftTree::default();
+                    for (parent, token) in &others {
+                        let parent = (!tree.is_empty()).then(|| parent.index(tree.len()) as u8);
+                        tree.push(parent, *token, 3, 1.0);
+                    }
+                    let before = tree.nodes().to_vec();
+                    let tokens = &tokens[..=end];
+                    drafter.draft(&mut [Draft { request: 3, tokens, budget, sampling: &sampling, counts: &counts, tree: &mut tree }]).unwrap();
+                    prop_assert!(tree.len() <= before.len() + budget, "{}", drafter.name());
+                    prop_assert_eq!(&tree.nodes()[..before.len()], &before[..]);
+                    for (index, node) in tree.nodes().iter().enumerate() {
+                        prop_assert!(node.parent.is_none_or(|parent| (parent as usize) < index));
+                        prop_assert!(node.ratio > 0.0 && node.ratio <= 1.0 && node.class <= MOST_CLASS);
+                    }
+                }
+                drafter.end(3);
+                prop_assert!(drafter.observe(&Observed { request: 3, tokens: &[1], hidden: &[], rows: &[], top: &[] }).is_err());
+            }
+        }
+    }
+}
