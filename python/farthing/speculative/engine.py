@@ -16,11 +16,12 @@ from ..errors import UnsupportedError
 from ..names import locate
 from ..sampling import integer
 from ..tables import html_table, text_table
+from .drafters import Suffix, SuffixStore
 
-__all__ = ["DraftModel", "Drafter", "DrafterReport", "SpeculationReport", "drafters"]
+__all__ = ["DraftModel", "DrafterReport", "Proposer", "SpeculationReport", "drafters"]
 
 
-class Drafter(Protocol):
+class Proposer(Protocol):
     """What an object needs to draft for `LLM(speculation=...)`; ``begin``, ``observe`` and ``end`` may be missing too.
 
     Whatever it proposes, the text stays what it is without it. A drafter that raises or names ids that do not exist is
@@ -169,10 +170,12 @@ def drafters(speculation: Any) -> list[Any]:
     many = speculation if isinstance(speculation, (list, tuple)) else [speculation]
     cores = []
     for each in many:
-        if each is None or (isinstance(each, str) and each == "auto"):
+        if each is None:
             continue
+        if isinstance(each, str) and each == "auto":
+            each = Suffix(SuffixStore())
         core = getattr(each, "_core", each)
-        if not isinstance(core, _core.DraftModel) and not hasattr(core, "draft"):
+        if not isinstance(core, (_core.DraftModel, _core.Drafter)) and not hasattr(core, "draft"):
             works = 'use "auto", None, a drafter (an object with a method draft) or a list of them'
             raise UnsupportedError(f"speculation={each!r} is not supported; {works}")
         cores.append(core)

@@ -21,7 +21,7 @@ const POINTS: [usize; 14] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64];
 const RESIDENT: usize = 128 << 20;
 /// Time for the rounds of a measurement, beside packing; three rounds are always made.
 const PATIENCE: Duration = Duration::from_millis(150);
-/// Rounds of a measurement of other work.
+/// Fewest rounds of a measurement of other work.
 const ROUNDS: usize = 3;
 /// Sides of a shape class: powers of two in this range, so that a matrix takes at most 64 MiB in one byte a weight.
 const SIDES: (usize, usize) = (64, 8192);
@@ -121,7 +121,10 @@ impl CostCurve {
         kept(cache_directory().as_deref(), &key, || {
             let measured = POINTS.partition_point(|&point| point <= most);
             let mut times: [Vec<f64>; POINTS.len()] = Default::default();
-            for _ in 0..ROUNDS {
+            // Threads and caches warm up first.
+            POINTS[..measured].iter().try_for_each(|&m| run(m))?;
+            let start = Instant::now();
+            while times[0].len() < ROUNDS || start.elapsed() < PATIENCE && times[0].len() < 5 * ROUNDS {
                 for (&m, times) in POINTS.iter().zip(&mut times[..measured]) {
                     let begin = Instant::now();
                     run(m)?;

@@ -3,6 +3,7 @@
 
 mod array;
 mod dlpack;
+mod drafters;
 mod errors;
 mod experts;
 mod floats;
@@ -20,6 +21,8 @@ use pyo3::prelude::*;
 /// The Rust side of farthing.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::drafters::{Drafter, SuffixCache, SuffixStore};
     #[pymodule_export]
     use super::experts::{PackedExperts, pack_experts};
     #[pymodule_export]

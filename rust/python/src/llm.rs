@@ -241,7 +241,10 @@ impl Llm {
         };
         let report = Report { callable: progress, state: Mutex::new(State::default()) };
         let (most, length) = (options.max_sequences, options.context.unwrap_or(usize::MAX));
-        let makers: Vec<Maker> = speculation.into_iter().map(Maker::from).collect();
+        let mut makers: Vec<Maker> = Vec::new();
+        for proposer in speculation {
+            makers.extend(proposer.makers()?);
+        }
         let loaded = py.detach(|| {
             let drafters = makers.into_iter().map(|maker| maker.make(most, length)).collect::<Result<_, _>>()?;
             let speculation = engine::Speculation { drafters, draft_tokens };

@@ -34,6 +34,7 @@ impl DraftModel {
 #[derive(FromPyObject)]
 pub(crate) enum Proposer<'py> {
     Model(PyRef<'py, DraftModel>),
+    Rule(PyRef<'py, crate::drafters::Drafter>),
     Python(Bound<'py, PyAny>),
 }
 
@@ -43,12 +44,14 @@ pub(crate) enum Maker {
     Ready(Box<dyn Drafter>),
 }
 
-impl From<Proposer<'_>> for Maker {
-    fn from(proposer: Proposer<'_>) -> Maker {
-        match proposer {
-            Proposer::Model(model) => Maker::Model(model.path.clone(), model.options),
-            Proposer::Python(object) => Maker::Ready(Box::new(PythonDrafter::new(&object))),
-        }
+impl Proposer<'_> {
+    /// Who makes its drafters.
+    pub(crate) fn makers(self) -> PyResult<Vec<Maker>> {
+        Ok(match self {
+            Proposer::Model(model) => vec![Maker::Model(model.path.clone(), model.options)],
+            Proposer::Rule(rule) => rule.for_engine()?.into_iter().map(Maker::Ready).collect(),
+            Proposer::Python(object) => vec![Maker::Ready(Box::new(PythonDrafter::new(&object)))],
+        })
     }
 }
 

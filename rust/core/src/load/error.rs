@@ -91,6 +91,16 @@ pub enum FormatError {
         /// The file.
         expected: String,
     },
+    /// A file of suffixes for speculation is damaged.
+    #[error("{file}: expected {expected}, got {got}")]
+    Suffixes {
+        /// The file.
+        file: String,
+        /// What a sound file has there.
+        expected: &'static str,
+        /// What was found.
+        got: String,
+    },
     /// A JSON file beside the weights does not parse.
     #[error("{file}: expected a JSON object, got {got}")]
     Json {
