@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use farthing::error::Error;
 use farthing::speculative::draft::{
@@ -58,6 +58,9 @@ impl Recipe {
         })
     }
 }
+
+/// What drafters that are driven by hand draft for.
+static ALONE: LazyLock<NoTarget> = LazyLock::new(NoTarget::default);
 
 struct Standalone {
     drafter: Box<dyn Core>,
@@ -197,7 +200,7 @@ impl Drafter {
             let budget = budget.min(MOST_NODES);
             let draft =
                 Draft { request, tokens, budget, least: 0.0, sampling: &sampling, counts: &counts, tree: &mut tree };
-            drafter.draft(&NoTarget::default(), &mut [draft]).map_err(exception)?;
+            drafter.draft(&*ALONE, &mut [draft]).map_err(exception)?;
         }
         let nodes = tree.nodes();
         Ok((
