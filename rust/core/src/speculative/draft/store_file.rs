@@ -59,7 +59,13 @@ impl SuffixStore {
             return Err(FormatError::NotAFile { file: name(), got }.into());
         }
         let bytes = fs::read(path).map_err(refused)?;
-        for text in parse(&bytes).map_err(|(expected, got)| FormatError::Suffixes { file: name(), expected, got })? {
+        Ok(self.load_bytes(&name(), &bytes)?)
+    }
+
+    /// The same from the bytes of a file of that name.
+    pub fn load_bytes(&self, file: &str, bytes: &[u8]) -> Result<(), FormatError> {
+        let damaged = |(expected, got)| FormatError::Suffixes { file: file.to_owned(), expected, got };
+        for text in parse(bytes).map_err(damaged)? {
             let tokens: Vec<u32> = text.iter().map(|token| u32::from_le_bytes(*token)).collect();
             self.append(self.open(), &tokens);
         }
@@ -92,7 +98,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<&[[u8; 4]]>, (&'static str, String)> {
         return Err(("at least 24 bytes", bytes.len().to_string()));
     };
     let (expected, got) = (checksum(&bytes[..bytes.len() - 8]), u64::from_le_bytes(*sum));
-    if expected != got {
+    // A fuzzer would guess no checksum.
+    if expected != got && !cfg!(fuzzing) {
         return Err(("a checksum that agrees", format!("{got:016x} where the bytes give {expected:016x}")));
     }
     let (mut words, left) = body.as_chunks::<4>();
