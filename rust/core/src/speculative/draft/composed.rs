@@ -54,8 +54,16 @@ impl Drafter for Composed {
         self.wants.clone()
     }
 
+    fn attach(&mut self, target: &dyn Target) -> Result<(), Error> {
+        self.members.iter_mut().try_for_each(|member| member.attach(target))
+    }
+
     fn begin(&mut self, request: u64, prompt: &[u32]) -> Result<(), Error> {
         self.members.iter_mut().try_for_each(|member| member.begin(request, prompt))
+    }
+
+    fn catch_up(&mut self, target: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error> {
+        self.members.iter_mut().try_for_each(|member| member.catch_up(target, drafts))
     }
 
     fn draft(&mut self, target: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error> {

@@ -151,8 +151,10 @@ impl Drafter for NGram {
     }
 
     /// Nothing to do: the tokens come with the next draft.
-    fn observe(&mut self, _observed: &Observed<'_>) -> Result<(), Error> {
-        Ok(())
+    fn observe(&mut self, observed: &Observed<'_>) -> Result<(), Error> {
+        // The index follows the text at the next draft.
+        let known = self.requests.contains_key(&observed.request);
+        if known { Ok(()) } else { Err(super::unknown_request(observed.request)) }
     }
 
     fn end(&mut self, request: u64) {
