@@ -273,6 +273,12 @@ class EngineLedger:
     def expert_guesses(self) -> int: ...
     @property
     def expert_right_guesses(self) -> int: ...
+    @property
+    def expert_choices(self) -> int: ...
+    @property
+    def expert_skipped(self) -> int: ...
+    @property
+    def expert_substituted(self) -> int: ...
 
 @final
 class Completion:
@@ -354,6 +360,8 @@ class Llm:
         chunk: int | None,
         kv_pages: int | None,
         expert_memory: int | None,
+        expert_skip: float | None,
+        expert_cache_margin: float | None,
         progress: Callable[[str, int, int], Any] | None,
     ) -> Llm: ...
     def submit(

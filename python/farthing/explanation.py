@@ -47,13 +47,21 @@ class Matrix:
 
 
 class Explanation(list[Matrix]):
-    """Every matrix in order; prints as a table with one line for all that are alike."""
+    """Every matrix in order; prints as a table with one line for all that are alike.
+
+    Attributes:
+        lossy: what changes the model's answers beside the formats of its weights, in words; empty without such levers.
+    """
+
+    lossy: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, reports: Iterable[_core.MatrixReport]) -> Explanation:
+    def of(cls, reports: Iterable[_core.MatrixReport], lossy: Iterable[str] = ()) -> Explanation:
         """From the core's records."""
         names = Matrix.__dataclass_fields__
-        return cls(Matrix(**{name: getattr(report, name) for name in names}) for report in reports)
+        explanation = cls(Matrix(**{name: getattr(report, name) for name in names}) for report in reports)
+        explanation.lossy = tuple(lossy)
+        return explanation
 
     @property
     def nbytes(self) -> int:
@@ -70,7 +78,8 @@ class Explanation(list[Matrix]):
             (key[0], _spans(group), _shape(group[0]), *key[-3:], size(sum(each.nbytes for each in group)))
             for key, group in ((key, list(members)) for key, members in alike)
         ]
-        return [*rows, ("all", "", "", "", "", "", size(self.nbytes))]
+        rows.append(("all", "", "", "", "", "", size(self.nbytes)))
+        return [*rows, *(("lossy", "", what, "", "", "", "") for what in self.lossy)]
 
     def __str__(self) -> str:
         return text_table(self._rows(), HEADER)

@@ -17,7 +17,7 @@ from .errors import UnsupportedError
 from .explanation import Explanation
 from .ledger import EngineLedger, from_core
 from .names import locate
-from .sampling import SamplingParams, integer
+from .sampling import SamplingParams, integer, number
 from .sizes import byte_count
 from .tokenizer import Tokenizer
 
@@ -47,6 +47,15 @@ class LLM:
         expert_memory: most bytes of a mixture's experts in memory, a number or text such as ``"2GB"`` or ``"500MiB"``.
             The others stay on disk, packed in the cache directory (``$XDG_CACHE_HOME/farthing/experts``) at the first
             load, and are fetched when a token is sent to them. Results do not depend on it. None keeps all in memory.
+        expert_skip: lossy. Leaves out those of a token's experts whose weight is below this part of its largest (above 0, at
+            most 1; 0.2, say); the others' weights are renormalised where the model's family does so. A token still gets
+            the same bits whatever is computed beside it. ``python -m benches.moe_levers`` measures what it costs and
+            saves. None leaves out none.
+        expert_cache_margin: lossy, and **the same request may give other bits each time**: under ``expert_memory``, an
+            expert in memory is taken before one on disk whose score is larger, as long as it is short of it by at most
+            this part (above 0, below 1; 0.2, say). What is in memory depends on everything computed before and beside,
+            so tokens do too: on other requests, on chunks, on timing, under a fixed seed as well. None lets the routers
+            choose.
         progress: called as ``progress(stage, done, total)`` while the model loads (stage ``load``), at most ten times a
             second.
 
@@ -72,6 +81,8 @@ class LLM:
         chunk: int | None = None,
         kv_pages: int | None = None,
         expert_memory: int | str | None = None,
+        expert_skip: float | None = None,
+        expert_cache_margin: float | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         if speculation not in ("auto", None):
@@ -81,6 +92,8 @@ class LLM:
         for name, word in {"weights": weights, "activations": activations, "kv": kv}.items():
             if not isinstance(word, str):
                 raise ValueError(f"{name}: got {word!r}, expected a word such as 'auto'")
+        shares = {"expert_skip": expert_skip, "expert_cache_margin": expert_cache_margin}
+        self._lossy = {name: number(name, value) for name, value in shares.items() if value is not None}
         self.path: Path = locate(model)
         self._core = _core.Llm(
             self.path,
@@ -89,6 +102,8 @@ class LLM:
             kv=kv,
             max_sequences=integer("max_sequences", max_sequences, 1),
             expert_memory=None if expert_memory is None else byte_count("expert_memory", expert_memory),
+            expert_skip=self._lossy.get("expert_skip"),
+            expert_cache_margin=self._lossy.get("expert_cache_margin"),
             progress=progress,
             **options,
         )
@@ -181,8 +196,8 @@ class LLM:
         return ledger
 
     def explain(self) -> Explanation:
-        """Kernel, format, precision and bytes of every matrix."""
-        return Explanation.of(self._core.explain())
+        """Kernel, format, precision and bytes of every matrix, and which levers are lossy."""
+        return Explanation.of(self._core.explain(), (f"{name}={value:g}" for name, value in self._lossy.items()))
 
     def _finish(
         self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farthing::engine::{self, Activations, Event, Kv, Options, Prompt, Request, SamplingParams, Weights};
+use farthing::moe::Levers;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -210,7 +211,7 @@ pub(crate) struct Llm(engine::Llm);
 impl Llm {
     #[new]
     #[pyo3(signature = (path, *, weights, activations, kv, threads, max_sequences, context, chunk, kv_pages,
-        expert_memory, progress))]
+        expert_memory, expert_skip, expert_cache_margin, progress))]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -223,6 +224,8 @@ impl Llm {
         chunk: Option<usize>,
         kv_pages: Option<usize>,
         expert_memory: Option<u64>,
+        expert_skip: Option<f32>,
+        expert_cache_margin: Option<f32>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let options = Options {
@@ -234,7 +237,7 @@ impl Llm {
             context,
             chunk,
             kv_pages,
-            expert_memory,
+            experts: Levers { memory: expert_memory, skip: expert_skip, cache_margin: expert_cache_margin },
         };
         let report = Report { callable: progress, state: Mutex::new(State::default()) };
         let loaded = py.detach(|| engine::Llm::load(&path, &options, &|progress| report.tell(progress)));

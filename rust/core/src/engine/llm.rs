@@ -96,7 +96,7 @@ impl Llm {
             .build()
             .map_err(|error| Error::Stopped { reason: format!("no threads to pack with: {error}") })?;
         let model = packers.install(|| {
-            Model::load(&checkpoint, options.weights, options.activations, options.expert_memory, &report)
+            Model::load(&checkpoint, options.weights, options.activations, Some(&options.experts), &report)
         })?;
         drop(checkpoint);
         let config = model.config().clone();

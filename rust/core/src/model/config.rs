@@ -5,6 +5,7 @@
 
 use super::feed_forward::FeedForwardSpec;
 use super::feed_forward::dense::DenseSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sources::Joined;
 use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
@@ -13,7 +14,6 @@ use super::names::Names;
 use super::rope::RopeSpec;
 use crate::error::Error;
 use crate::load::FormatError;
-use crate::moe::RouterSpec;
 use farthing_kernels::activation::Activation;
 use farthing_kernels::experts::ExpertActivation;
 use serde_json::{Map, Value};

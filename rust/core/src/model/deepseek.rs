@@ -2,12 +2,13 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::{GroupScore, Groups, RouterSpec};
 use super::feed_forward::sparse::{SharedSpec, SparseSpec};
 use super::mixer::MixerSpec;
 use super::mixer::latent::{LatentAttentionSpec, Temperature};
 use super::rope;
 use crate::error::Error;
-use crate::moe::{GroupScore, Groups, RouterSpec, Score};
+use farthing_kernels::score::Score;
 
 /// Describes a model of type `deepseek_v3` or `mistral4`.
 pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Error> {

@@ -2,6 +2,7 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sources::Joined;
 use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
@@ -9,9 +10,9 @@ use super::mixer::attention::AttentionSpec;
 use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::{RouterSpec, Score};
 use farthing_kernels::activation::Activation;
 use farthing_kernels::experts::ExpertActivation;
+use farthing_kernels::score::Score;
 
 const NAMES: Names = Names {
     hugging_face: &[(Part::Matrix(Role::Router), "mlp.router")],

@@ -3,12 +3,13 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::AttentionSpec;
 use super::names::{Names, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::{RouterSpec, Score};
+use farthing_kernels::score::Score;
 
 const NAMES: Names = Names {
     hugging_face: &[

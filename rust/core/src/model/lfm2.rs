@@ -2,6 +2,7 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::HeadNorm;
@@ -10,8 +11,8 @@ use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
 use crate::load::FormatError;
-use crate::moe::{RouterSpec, Score};
 use farthing_kernels::activation::Activation;
+use farthing_kernels::score::Score;
 
 const NAMES: Names = Names {
     hugging_face: &[

@@ -2,12 +2,12 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::AttentionSpec;
 use super::names::{Names, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 
 const NAMES: Names = Names {
     hugging_face: &[

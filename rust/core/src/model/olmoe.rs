@@ -2,11 +2,11 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::{AttentionSpec, HeadNorm};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 
 /// Describes a model of type `olmoe`.
 pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {

@@ -3,6 +3,7 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sparse::{SharedSpec, SparseSpec};
 use super::mixer::MixerSpec;
 use super::mixer::attention::HeadNorm;
@@ -10,7 +11,6 @@ use super::mixer::gated_delta::GatedDeltaSpec;
 use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 use farthing_kernels::activation::Activation;
 
 const NAMES: Names = Names {

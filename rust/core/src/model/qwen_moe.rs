@@ -2,13 +2,13 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sparse::SharedSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::{AttentionSpec, HeadNorm};
 use super::names::{Names, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 
 const NAMES: Names = Names {
     hugging_face: &[
