@@ -63,13 +63,19 @@ pub struct BlockSpec {
 }
 
 impl BlockSpec {
+    /// A block of any two halves.
+    pub(super) fn new(mixer: MixerSpec, feed_forward: FeedForwardSpec) -> BlockSpec {
+        BlockSpec { mixer, feed_forward, sandwich: false }
+    }
+
     /// A block of attention and one gated network.
     pub(super) fn dense(attention: AttentionSpec, feed_forward: DenseSpec) -> BlockSpec {
-        BlockSpec {
-            mixer: MixerSpec::Attention(attention),
-            feed_forward: FeedForwardSpec::Dense(feed_forward),
-            sandwich: false,
-        }
+        BlockSpec::new(MixerSpec::Attention(attention), FeedForwardSpec::Dense(feed_forward))
+    }
+
+    /// A block of attention and a mixture of experts.
+    pub(super) fn sparse(attention: AttentionSpec, feed_forward: SparseSpec) -> BlockSpec {
+        BlockSpec::new(MixerSpec::Attention(attention), FeedForwardSpec::Sparse(feed_forward))
     }
 }
 
