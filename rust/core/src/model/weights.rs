@@ -248,7 +248,7 @@ impl Loader<'_> {
     /// The matrix that `spec` describes, packed for its use.
     pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
         let name = self.name(spec.stored, layer) + ".weight";
-        let tensor = self.checkpoint.require(&name, &spec.stored_shape())?;
+        let tensor = self.checkpoint.require_rows(&name, spec.stored_shape())?;
         let format = self.format(&tensor)?;
         let shape = (spec.rows, spec.columns);
         let packed = self.pack(&name, spec.role, shape, format, &tensor, |row| self.source(spec, row))?;
