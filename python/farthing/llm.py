@@ -47,10 +47,10 @@ class LLM:
         expert_memory: most bytes of a mixture's experts in memory, a number or text such as ``"2GB"`` or ``"500MiB"``.
             The others stay on disk, packed in the cache directory (``$XDG_CACHE_HOME/farthing/experts``) at the first
             load, and are fetched when a token is sent to them. Results do not depend on it. None keeps all in memory.
-        expert_skip: lossy. Leaves out those of a token's experts whose weight is below this part of its largest (above 0, at
-            most 1; 0.2, say); the others' weights are renormalised where the model's family does so. A token still gets
-            the same bits whatever is computed beside it. ``python -m benches.moe_levers`` measures what it costs and
-            saves. None leaves out none.
+        expert_skip: lossy. Leaves out those of a token's experts whose weight is below this part of its largest (above
+            0, at most 1; 0.2, say); the others' weights are renormalised where the model's family does so. A token
+            still gets the same bits whatever is computed beside it. ``python -m benches.moe_levers`` measures what it
+            costs and saves. None leaves out none.
         expert_cache_margin: lossy, and **the same request may give other bits each time**: under ``expert_memory``, an
             expert in memory is taken before one on disk whose score is larger, as long as it is short of it by at most
             this part (above 0, below 1; 0.2, say). What is in memory depends on everything computed before and beside,
@@ -196,8 +196,12 @@ class LLM:
         return ledger
 
     def explain(self) -> Explanation:
-        """Kernel, format, precision and bytes of every matrix, and which levers are lossy."""
-        return Explanation.of(self._core.explain(), (f"{name}={value:g}" for name, value in self._lossy.items()))
+        """Kernel, format, precision and bytes of every matrix, what is in memory, and which levers are lossy."""
+        return Explanation.of(
+            self._core.explain(),
+            self._core.resident_bytes,
+            (f"{name}={value:g}" for name, value in self._lossy.items()),
+        )
 
     def _finish(
         self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool

@@ -177,6 +177,7 @@ pub(crate) struct MatrixReport {
     activations: &'static str,
     kernel: &'static str,
     nbytes: usize,
+    on_disk: bool,
 }
 
 impl From<&farthing::model::MatrixReport> for MatrixReport {
@@ -192,6 +193,7 @@ impl From<&farthing::model::MatrixReport> for MatrixReport {
             activations: report.activations,
             kernel: report.kernel,
             nbytes: report.bytes,
+            on_disk: report.on_disk,
         }
     }
 }
@@ -303,6 +305,12 @@ impl Llm {
 
     fn explain(&self) -> Vec<MatrixReport> {
         self.0.explain().iter().map(MatrixReport::from).collect()
+    }
+
+    /// Bytes of weights in memory, at most.
+    #[getter]
+    fn resident_bytes(&self) -> u64 {
+        self.0.resident_bytes()
     }
 
     fn ledger(&self) -> EngineLedger {

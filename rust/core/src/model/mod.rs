@@ -158,10 +158,10 @@ impl Model {
         ExpertCounts { choices, skipped, substituted, ..moved }
     }
 
-    /// Resident bytes of all matrices.
+    /// Bytes of matrices in memory, at most.
     pub fn resident_bytes(&self) -> u64 {
-        let experts = self.store.as_ref().map_or_else(|| self.expert_bytes(), |store| store.resident_bytes());
-        let blocks = self.block_bytes() + experts;
-        blocks + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
+        let matrices = self.explain();
+        let staying: u64 = matrices.iter().filter(|matrix| !matrix.on_disk).map(|matrix| matrix.bytes as u64).sum();
+        staying + self.store.as_ref().map_or(0, |store| store.resident_bytes())
     }
 }

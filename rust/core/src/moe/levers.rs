@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::selection::LossySelection;
-use super::stream::StreamedExperts;
+use super::stream::{StreamedExperts, resident_bytes};
 use crate::error::Error;
-use crate::model::feed_forward::levers::{ExpertLevers, ExpertStore, Mixtures, Selection};
+use crate::model::feed_forward::levers::{ExpertLevers, ExpertStore, LayerShape, Mixtures, Selection};
 
 /// The wishes. All experts stay in memory, and routers have the last word, unless something else is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -34,22 +34,37 @@ impl Levers {
         }
         Ok(())
     }
-}
 
-impl ExpertLevers for Levers {
-    fn store(&self, mixtures: &dyn Mixtures) -> Result<Option<Box<dyn ExpertStore>>, Error> {
+    /// Whether there is anything to do it with: a model's layers of experts.
+    fn check(&self, layers: &[LayerShape]) -> Result<(), Error> {
         let wishes = [
             ("expert_memory", self.memory.is_some()),
             ("expert_skip", self.skip.is_some()),
             ("expert_cache_margin", self.cache_margin.is_some()),
         ];
-        if let Some((name, _)) = wishes.iter().find(|(_, wished)| *wished)
-            && mixtures.layers()?.is_empty()
-        {
-            return Err(Error::unsupported(format!("{name} for a model without experts"), "leave it out"));
+        match wishes.iter().find(|(_, wished)| *wished) {
+            Some((name, _)) if layers.is_empty() => {
+                Err(Error::unsupported(format!("{name} for a model without experts"), "leave it out"))
+            }
+            _ => Ok(()),
         }
+    }
+}
+
+impl ExpertLevers for Levers {
+    fn resident_bytes(&self, layers: Vec<LayerShape>) -> Result<Option<u64>, Error> {
+        self.check(&layers)?;
+        self.memory.map(|budget| resident_bytes(layers, budget)).transpose()
+    }
+
+    fn store(&self, mixtures: &dyn Mixtures) -> Result<Option<Box<dyn ExpertStore>>, Error> {
+        if *self == Levers::default() {
+            return Ok(None);
+        }
+        let layers = mixtures.layers()?;
+        self.check(&layers)?;
         let Some(budget) = self.memory else { return Ok(None) };
-        Ok(Some(Box::new(StreamedExperts::open(mixtures, budget)?)))
+        Ok(Some(Box::new(StreamedExperts::open(mixtures, layers, budget)?)))
     }
 
     fn selection(&self) -> Option<Arc<dyn Selection>> {

@@ -59,8 +59,11 @@ pub trait Mixtures {
     fn found(&self, layer: usize) -> Result<(), Error>;
 }
 
-/// What is done with a model's experts; asked while it loads.
+/// What is done with a model's experts; asked while it is planned and while it loads.
 pub trait ExpertLevers {
+    /// Bytes of experts in memory, at most, where the others are on disk; nothing where all are in memory.
+    fn resident_bytes(&self, layers: Vec<LayerShape>) -> Result<Option<u64>, Error>;
+
     /// Where those are that do not stay in memory; nothing where all do.
     fn store(&self, mixtures: &dyn Mixtures) -> Result<Option<Box<dyn ExpertStore>>, Error>;
 

@@ -8,6 +8,7 @@ use super::FeedForwardSpec;
 use super::levers::{LayerShape, MatrixShape, Mixtures, Supply, Waves};
 use super::router::{Router, RouterScratch, RouterSpec};
 use super::sources::{Joined, Search, Source};
+use crate::engine::Activations;
 use crate::error::Error;
 use crate::load::Metadata;
 use farthing_kernels::experts::{Biases, Expert, ExpertActivation, ExpertScratch, PackedExperts};
@@ -160,6 +161,28 @@ impl SparseSpec {
         Ok(Sparse { spec: self.clone(), router, shared_router, experts: packed, supply })
     }
 
+    /// The experts of block `layer`, whose matrices `sources` gives and `formats` pack.
+    pub(in crate::model) fn shape(
+        &self,
+        layer: usize,
+        sources: &[Source<'_>],
+        formats: &[Format],
+        activations: Activations,
+    ) -> LayerShape {
+        let shape = |(source, &format): (&Source<'_>, _)| {
+            let precision = precision(source.role, format, activations);
+            MatrixShape { n: source.n, k: source.k, format, precision }
+        };
+        let names: Vec<String> = sources.iter().map(Source::name).collect();
+        LayerShape {
+            layer,
+            experts: self.router.experts,
+            top_k: self.router.top_k,
+            source: names.join(" and "),
+            matrices: sources.iter().zip(formats).map(shape).collect(),
+        }
+    }
+
     /// Where the experts' matrices lie, and the formats that they are packed in.
     fn described<'a>(&self, loader: &'a Loader<'_>, layer: usize) -> Result<(Vec<Source<'a>>, Vec<Format>), Error> {
         let sources = self.sources(loader.search(layer, self), loader.config.hidden)?;
@@ -206,18 +229,7 @@ impl Mixtures for Loader<'_> {
     fn layers(&self) -> Result<Vec<LayerShape>, Error> {
         let layers = self.mixtures().map(|(layer, spec)| {
             let (sources, formats) = spec.described(self, layer)?;
-            let shape = |(source, &format): (&Source<'_>, _)| {
-                let precision = precision(source.role, format, self.activations);
-                MatrixShape { n: source.n, k: source.k, format, precision }
-            };
-            let names: Vec<String> = sources.iter().map(Source::name).collect();
-            Ok(LayerShape {
-                layer,
-                experts: spec.router.experts,
-                top_k: spec.router.top_k,
-                source: names.join(" and "),
-                matrices: sources.iter().zip(&formats).map(shape).collect(),
-            })
+            Ok(spec.shape(layer, &sources, &formats, self.activations))
         });
         layers.collect()
     }
@@ -263,6 +275,11 @@ impl Sparse {
     /// The router.
     pub(in crate::model) fn router(&self) -> &Router {
         &self.router
+    }
+
+    /// Whether those to choose from come and go.
+    pub(in crate::model) fn streamed(&self) -> bool {
+        self.supply.is_some()
     }
 
     /// Those to choose from, then the shared one.

@@ -9,7 +9,7 @@ use super::layout::Layout;
 use super::residency::Residency;
 use crate::error::Error;
 use crate::ledger::ExpertCounts;
-use crate::model::feed_forward::levers::{ExpertStore, Mixtures, Supply, Waves};
+use crate::model::feed_forward::levers::{ExpertStore, LayerShape, Mixtures, Supply, Waves};
 use crate::model::feed_forward::router::LEFT_OUT;
 use farthing_kernels::format::PackedMatrix;
 
@@ -37,8 +37,14 @@ struct StreamedLayer {
     half: usize,
 }
 
-/// Whether `budget` bytes hold the experts of one token of any layer.
-pub(crate) fn check_budget(layout: &Layout, budget: u64) -> Result<(), Error> {
+/// Bytes of the experts of `layers` in memory, at most, under `budget`: it must hold the experts of one token of any.
+pub(crate) fn resident_bytes(layers: Vec<LayerShape>, budget: u64) -> Result<u64, Error> {
+    let layout = Layout::new("", layers)?;
+    check(&layout, budget)?;
+    Ok(budget.min(layout.expert_bytes()))
+}
+
+fn check(layout: &Layout, budget: u64) -> Result<(), Error> {
     let (least, layer) = layout.largest_token();
     if budget < least as u64 {
         let expected = format!("at least {least} bytes, which the experts of one token take in block {layer}");
@@ -48,12 +54,15 @@ pub(crate) fn check_budget(layout: &Layout, budget: u64) -> Result<(), Error> {
 }
 
 impl StreamedExperts {
-    /// Finds the store of a model's experts, or packs it, and promises to keep at most `budget` bytes of it in memory.
-    pub(crate) fn open(mixtures: &dyn Mixtures, budget: u64) -> Result<StreamedExperts, Error> {
-        let shapes = mixtures.layers()?;
+    /// Finds the store of a model's experts, of these shapes, or packs it, and promises to keep at most `budget` bytes of it in memory.
+    pub(crate) fn open(
+        mixtures: &dyn Mixtures,
+        shapes: Vec<LayerShape>,
+        budget: u64,
+    ) -> Result<StreamedExperts, Error> {
         let layers: Vec<usize> = shapes.iter().map(|shape| shape.layer).collect();
         let layout = Layout::new(&mixtures.identity(), shapes)?;
-        check_budget(&layout, budget)?;
+        check(&layout, budget)?;
         let path = store_path(mixtures.path(), &mixtures.wishes())?;
         let store = if let Some(store) = Store::open(&path, &layout) {
             layers.iter().try_for_each(|&layer| mixtures.found(layer))?;

@@ -10,4 +10,4 @@ mod residency;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use experts::StreamedExperts;
+pub(crate) use experts::{StreamedExperts, resident_bytes};
