@@ -131,6 +131,20 @@ fn experts(
     Ok((spec.shape(layer, &sources, &formats, wish), reports))
 }
 
+/// The share of a token's experts that are found in a memory of a share `kept` of all, where a token chooses a share
+/// `chosen` and the least recently used leave: those of the last tokens, as many as were kept whole. Layers take turns, so
+/// of an older token nothing is left when its layer comes again.
+fn found(chosen: f64, kept: f64) -> f64 {
+    if kept >= 1.0 {
+        return 1.0;
+    }
+    let (mut found, mut next) = (0.0, chosen);
+    while next < kept {
+        (found, next) = (next, 1.0 - (1.0 - next) * (1.0 - chosen));
+    }
+    found
+}
+
 impl Plan {
     /// Bytes of packed weights in memory, at most.
     pub fn resident_bytes(&self) -> u64 {
@@ -144,12 +158,14 @@ impl Plan {
     }
 
     /// Bytes of experts that one decoded token, alone in its pass, has fetched from disk, where tokens are sent to all
-    /// experts alike: the share of its experts that memory does not hold.
+    /// experts alike.
     pub fn disk_bytes_per_token(&self) -> u64 {
-        let on_disk = self.matrices.iter().filter(|matrix| matrix.on_disk);
-        let read: u64 = on_disk.map(|matrix| (matrix.bytes / matrix.count * matrix.used) as u64).sum();
-        let absent = 1.0 - self.expert_memory.unwrap_or(0) as f64 / self.disk_bytes().max(1) as f64;
-        (read as f64 * absent) as u64
+        let kept = self.expert_memory.unwrap_or(0) as f64 / self.disk_bytes().max(1) as f64;
+        let absent = |matrix: &MatrixReport| {
+            let read = (matrix.bytes / matrix.count * matrix.used) as f64;
+            (read * (1.0 - found(matrix.used as f64 / matrix.count as f64, kept))) as u64
+        };
+        self.matrices.iter().filter(|matrix| matrix.on_disk).map(absent).sum()
     }
 
     /// The matrices that a pass with logits multiplies: all but an embedding that is not also the head.
@@ -176,5 +192,17 @@ impl Plan {
     pub fn operations_per_token(&self) -> u64 {
         let in_blocks = self.matrices.iter().filter(|matrix| matrix.layer.is_some());
         in_blocks.map(|matrix| 2 * (matrix.used * matrix.rows) as u64 * matrix.columns as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::found;
+
+    #[test]
+    fn experts_of_whole_tokens_are_found() {
+        assert_eq!((found(0.25, 0.2), found(0.25, 0.25), found(0.25, 1.0)), (0.0, 0.0, 1.0));
+        assert_eq!((found(0.25, 0.26), found(0.5, 0.76)), (0.25, 0.75));
+        assert!((found(0.0625, 0.5) - 0.5).abs() < 0.05, "many experts: about what is kept");
     }
 }
