@@ -402,6 +402,7 @@ MLA = [
             "n_group": 1,
             "topk_group": 1,
             "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
             "rope_parameters": rope("yarn", **YARN, mscale=0.7, mscale_all_dim=0.7),
         },
     ),
