@@ -10,7 +10,7 @@ import pytest
 import reference
 from farthing.plan import plan
 
-from benches import matmul_peers, moe_models, random_gguf, slices
+from benches import matmul_peers, moe_levers, moe_models, moe_split, random_gguf, slices
 from benches.matmul_engines import ENGINES, GROUP, Sweep, dequantized, pack, symmetric_int4, ternary
 
 SMALL = slices.Shape(hidden=256, feed_forward=512, layers=2, heads=4)
@@ -174,3 +174,24 @@ def test_a_random_model_of_experts_runs_and_is_planned(tmp_path: Path) -> None:
     assert foretold.bytes_per_token == foretold.resident_bytes - unread - embedding
     ledger = completion.ledger
     assert ledger.weight_bytes < ledger.passes * foretold.resident_bytes
+
+
+def test_a_mixture_made_of_a_dense_model_is_what_the_engine_runs(tmp_path: Path) -> None:
+    """The checkpoint computes what the trained modules do."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": moe_split.SHARED + 2 * moe_split.EXPERTS, "vocab_size": 96}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
+    config = transformers.LlamaConfig(**sizes, **heads, max_position_embeddings=512, tie_word_embeddings=True)
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(96, (8 * moe_split.WINDOW,))
+    directory = tmp_path / "mixture"
+    moe_split.make(directory, model, ids, minutes=0)
+    found = ft.LLM(directory, weights="f32").logits(ids[:50].numpy())
+    with torch.no_grad():
+        expected = model(ids[None, :50]).logits[0].numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    fewer = ft.LLM(moe_levers.fewer(directory, 4), weights="f32").explain()
+    assert {(matrix.used, matrix.count) for matrix in fewer if matrix.role == "expert_up"} == {(4, moe_split.EXPERTS)}

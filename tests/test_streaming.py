@@ -14,6 +14,7 @@ import farthing as ft
 import numpy as np
 import pytest
 import tiny
+from farthing.plan import plan
 from farthing.sizes import byte_count
 
 MODELS = ["mixtral", "qwen3-moe", "qwen3-moe-mixed", "qwen2-moe", "olmoe", "granite-moe", "gpt-oss", "deepseek-v3"]
@@ -87,6 +88,35 @@ def test_eight_threads_ask_at_once(tiny_directory: Directory) -> None:
     params = ft.SamplingParams(max_tokens=30, ignore_eos=True)
     expected = resident.generate([tiny.prompt(5 + 7 * i) for i in range(8)], params)
     assert found == [list(answer.token_ids) for answer in expected]
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe-mixed", "qwen2-moe", "deepseek-v3"])
+def test_plan_and_explain_say_what_is_in_memory_and_what_on_disk(name: str, tiny_directory: Directory) -> None:
+    directory = tiny_directory(name)
+    resident = ft.LLM(directory, weights="int8")
+    all_bytes, experts = resident.explain().nbytes, routed(resident)
+    assert resident.explain().disk_bytes == 0
+    assert "disk" not in str(resident.explain())
+    for budget, kept in ((experts * 3 // 4, experts * 3 // 4), (10 * experts, experts)):
+        explained = ft.LLM(directory, weights="int8", expert_memory=budget).explain()
+        foretold = plan(directory, weights="int8", expert_memory=budget)
+        for found in (explained, foretold.matrices):
+            assert (found.nbytes, found.disk_bytes) == (all_bytes, experts)
+            assert found.resident_bytes == all_bytes - experts + kept
+            assert {matrix.role for matrix in found if matrix.on_disk} == {"expert_gate", "expert_up", "expert_down"}
+            assert "expert_up (disk)" in str(found)
+        assert (foretold.resident_bytes, foretold.disk_bytes) == (explained.resident_bytes, experts)
+        (share,) = {row.used / row.count for row in explained if row.on_disk}
+        used = sum(row.nbytes // row.count * row.used for row in explained if row.on_disk)
+        found = next(1 - (1 - share) ** tokens for tokens in range(99, -1, -1) if 1 - (1 - share) ** tokens < 0.75)
+        assert foretold.bytes_per_token == plan(directory, weights="int8").bytes_per_token
+        assert abs(foretold.disk_bytes_per_token - used * (0 if kept == experts else 1 - found)) <= len(explained)
+        assert "fetched from disk per token" in str(foretold)
+        assert "experts on disk" in str(foretold)
+    with pytest.raises(ValueError, match="at least"):
+        plan(directory, expert_memory=1000)
+    with pytest.raises(ft.UnsupportedError, match="without experts"):
+        plan(tiny_directory("qwen3"), expert_memory="1GB")
 
 
 def test_too_little_memory_says_what_works(tiny_directory: Directory) -> None:

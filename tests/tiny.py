@@ -394,6 +394,19 @@ MLA = [
         },
     ),
     Tiny(
+        "deepseek-v3-equal-magnitudes",
+        "DeepseekV3Config",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "n_group": 1,
+            "topk_group": 1,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+            "rope_parameters": rope("yarn", **YARN, mscale=0.7, mscale_all_dim=0.7),
+        },
+    ),
+    Tiny(
         "mistral4",
         "Mistral4Config",
         {

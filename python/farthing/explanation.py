@@ -31,7 +31,8 @@ class Matrix:
         format: how its weights are packed.
         activations: precision of what it is multiplied by.
         kernel: instruction set of the kernel that multiplies it.
-        nbytes: bytes that all of them take in memory.
+        nbytes: bytes that all of them take.
+        on_disk: whether they are on disk, from where those come to memory that are needed (``expert_memory``).
     """
 
     layer: int | None
@@ -44,33 +45,62 @@ class Matrix:
     activations: str
     kernel: str
     nbytes: int
+    on_disk: bool
 
 
 class Explanation(list[Matrix]):
-    """Every matrix in order; prints as a table with one line for all that are alike."""
+    """Every matrix in order; prints as a table with one line for all that are alike.
+
+    Attributes:
+        resident_bytes: bytes of them in memory, at most.
+        lossy: what changes the model's answers beside the formats of its weights, in words; empty without such levers.
+    """
+
+    resident_bytes: int = 0
+    lossy: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, reports: Iterable[_core.MatrixReport]) -> Explanation:
+    def of(cls, reports: Iterable[_core.MatrixReport], resident_bytes: int, lossy: Iterable[str] = ()) -> Explanation:
         """From the core's records."""
         names = Matrix.__dataclass_fields__
-        return cls(Matrix(**{name: getattr(report, name) for name in names}) for report in reports)
+        explanation = cls(Matrix(**{name: getattr(report, name) for name in names}) for report in reports)
+        explanation.resident_bytes = resident_bytes
+        explanation.lossy = tuple(lossy)
+        return explanation
 
     @property
     def nbytes(self) -> int:
         """Bytes of all matrices together."""
         return sum(matrix.nbytes for matrix in self)
 
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of those on disk; what is in memory of them is a copy."""
+        return sum(matrix.nbytes for matrix in self if matrix.on_disk)
+
     def _rows(self) -> list[tuple[str, ...]]:
         def kind(matrix: Matrix) -> Any:
-            return tuple(getattr(matrix, name) for name in ("role", "count", "used", *KIND))
+            return tuple(getattr(matrix, name) for name in ("role", "count", "used", "on_disk", *KIND))
 
         order = {key: index for index, key in enumerate(dict.fromkeys(map(kind, self)))}
         alike = groupby(sorted(self, key=lambda matrix: order[kind(matrix)]), key=kind)
         rows = [
-            (key[0], _spans(group), _shape(group[0]), *key[-3:], size(sum(each.nbytes for each in group)))
+            (
+                f"{key[0]} (disk)" if key[3] else key[0],
+                _spans(group),
+                _shape(group[0]),
+                *key[-3:],
+                size(sum(each.nbytes for each in group)),
+            )
             for key, group in ((key, list(members)) for key, members in alike)
         ]
-        return [*rows, ("all", "", "", "", "", "", size(self.nbytes))]
+        rows.append(("all", "", "", "", "", "", size(self.nbytes)))
+        if self.disk_bytes:
+            read = sum(matrix.nbytes // matrix.count * matrix.used for matrix in self if matrix.on_disk)
+            rows.append(("on disk", "", "", "", "", "", size(self.disk_bytes)))
+            rows.append(("in memory, at most", "", "", "", "", "", size(self.resident_bytes)))
+            rows.append(("of those on disk, read per token", "", "", "", "", "", size(read)))
+        return [*rows, *(("lossy", "", what, "", "", "", "") for what in self.lossy)]
 
     def __str__(self) -> str:
         return text_table(self._rows(), HEADER)

@@ -159,6 +159,9 @@ class EngineLedger(_Table):
         expert_evictions: experts that left memory.
         expert_guesses: experts fetched because the next layer's router might choose them.
         expert_right_guesses: of which so many were needed before they left.
+        expert_choices: experts that routers chose, under ``expert_skip`` or ``expert_cache_margin``, which are lossy.
+        expert_skipped: of which so many were left out.
+        expert_substituted: of which so many gave way to experts in memory.
     """
 
     requests: int
@@ -179,6 +182,9 @@ class EngineLedger(_Table):
     expert_evictions: int
     expert_guesses: int
     expert_right_guesses: int
+    expert_choices: int
+    expert_skipped: int
+    expert_substituted: int
 
     @property
     def expert_hit_rate(self) -> float | None:
@@ -208,6 +214,12 @@ class EngineLedger(_Table):
                 ("experts found in memory", f"{self.expert_hit_rate or 0:.0%}"),
                 ("experts fetched", size(self.expert_bytes)),
             ]
+        departures = {"left out": self.expert_skipped, "substituted": self.expert_substituted}
+        rows += [
+            (f"experts {what} (lossy)", f"{count} of {self.expert_choices}")
+            for what, count in departures.items()
+            if count
+        ]
         return rows
 
 

@@ -17,7 +17,7 @@ from .completion import Completion, Stream, completion
 from .explanation import Explanation
 from .ledger import EngineLedger, from_core
 from .names import locate
-from .sampling import SamplingParams, integer
+from .sampling import SamplingParams, integer, number
 from .sizes import byte_count
 from .speculative.engine import SpeculationReport, drafters
 from .tokenizer import Tokenizer
@@ -52,6 +52,15 @@ class LLM:
         expert_memory: most bytes of a mixture's experts in memory, a number or text such as ``"2GB"`` or ``"500MiB"``.
             The others stay on disk, packed in the cache directory (``$XDG_CACHE_HOME/farthing/experts``) at the first
             load, and are fetched when a token is sent to them. Results do not depend on it. None keeps all in memory.
+        expert_skip: lossy. Leaves out those of a token's experts whose weight is below this part of its largest (above
+            0, at most 1; 0.2, say); the others' weights are renormalised where the model's family does so. A token
+            still gets the same bits whatever is computed beside it. ``python -m benches.moe_levers`` measures what it
+            costs and saves. None leaves out none.
+        expert_cache_margin: lossy, and **the same request may give other bits each time**: under ``expert_memory``, an
+            expert in memory is taken before one on disk whose score is larger, as long as it is short of it by at most
+            this part (above 0, below 1; 0.2, say). What is in memory depends on everything computed before and beside,
+            so tokens do too: on other requests, on chunks, on timing, under a fixed seed as well. None lets the routers
+            choose.
         progress: called as ``progress(stage, done, total)`` while the model loads (stage ``load``), at most ten times a
             second.
 
@@ -78,6 +87,8 @@ class LLM:
         chunk: int | None = None,
         kv_pages: int | None = None,
         expert_memory: int | str | None = None,
+        expert_skip: float | None = None,
+        expert_cache_margin: float | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         sizes = {"threads": threads, "context": context, "chunk": chunk, "kv_pages": kv_pages}
@@ -85,7 +96,11 @@ class LLM:
         for name, word in {"weights": weights, "activations": activations, "kv": kv}.items():
             if not isinstance(word, str):
                 raise ValueError(f"{name}: got {word!r}, expected a word such as 'auto'")
+        shares = {"expert_skip": expert_skip, "expert_cache_margin": expert_cache_margin}
+        self._lossy = {name: number(name, value) for name, value in shares.items() if value is not None}
         self.path: Path = locate(model)
+        # Under a margin text depends on what is in memory, so "auto" is nobody; any drafter is refused.
+        margin_alone = speculation == "auto" and expert_cache_margin is not None
         self._core = _core.Llm(
             self.path,
             weights=weights,
@@ -93,7 +108,9 @@ class LLM:
             kv=kv,
             max_sequences=integer("max_sequences", max_sequences, 1),
             expert_memory=None if expert_memory is None else byte_count("expert_memory", expert_memory),
-            speculation=drafters(speculation),
+            expert_skip=self._lossy.get("expert_skip"),
+            expert_cache_margin=self._lossy.get("expert_cache_margin"),
+            speculation=drafters(None if margin_alone else speculation),
             draft_tokens=None if draft_tokens is None else integer("draft_tokens", draft_tokens, 0, 63),
             progress=progress,
             **options,
@@ -193,8 +210,12 @@ class LLM:
         return None if report is None else SpeculationReport.of(report)
 
     def explain(self) -> Explanation:
-        """Kernel, format, precision and bytes of every matrix."""
-        return Explanation.of(self._core.explain())
+        """Kernel, format, precision and bytes of every matrix, what is in memory, and which levers are lossy."""
+        return Explanation.of(
+            self._core.explain(),
+            self._core.resident_bytes,
+            (f"{name}={value:g}" for name, value in self._lossy.items()),
+        )
 
     def _finish(
         self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool

@@ -10,6 +10,7 @@ from .explanation import Explanation
 from .ledger import size
 from .machine import Limits, limits
 from .names import locate
+from .sizes import byte_count
 from .tables import html_table, text_table
 
 __all__ = ["Plan", "plan"]
@@ -29,14 +30,18 @@ class Plan:
         parameters: weights of its matrices.
         active_parameters: of which one token is multiplied with (its experts, and no embedding that is not the head).
         file_bytes: bytes of its files.
-        resident_bytes: bytes of weights that stay in memory.
+        resident_bytes: bytes of weights in memory, at most.
+        disk_bytes: bytes of packed experts on disk, under ``expert_memory``; those in memory are copies.
         bytes_per_token: bytes of weights one decoded token reads when it is alone in its pass.
+        disk_bytes_per_token: of which so many have to be fetched from disk first, if tokens go to all experts alike;
+            real routers have favourites, which stay in memory.
         kv_bytes_per_token: bytes of keys and values one token of context takes.
         state_bytes_per_sequence: bytes of the states that a sequence keeps however long it is (convolutions, say).
         operations_per_token: multiplications and additions of one prompt token.
         limits: what the machine can do.
         decode_rate: tokens per second at the bandwidth limit, at an empty context.
-        expected_rate: what decoding reaches of it; experts have to be chosen before they are read.
+        expected_rate: what decoding reaches of it; experts have to be chosen before they are read. Both rates are those
+            of weights in memory: fetching experts takes ``disk_bytes_per_token`` over the disk's rate more.
         prompt_rate: prompt tokens per second at the int8 limit; None for weights that are not integers.
         matrices: how every matrix would be packed.
     """
@@ -47,7 +52,9 @@ class Plan:
     active_parameters: int
     file_bytes: int
     resident_bytes: int
+    disk_bytes: int
     bytes_per_token: int
+    disk_bytes_per_token: int
     kv_bytes_per_token: int
     state_bytes_per_sequence: int
     operations_per_token: int
@@ -75,6 +82,10 @@ class Plan:
             ("decode, at most", f"{self.decode_rate:.0f} tok/s"),
             ("decode, expected", f"{self.expected_rate:.0f} tok/s"),
         ]
+        if self.disk_bytes:
+            at = next(index for index, row in enumerate(rows) if row[0] == "weights read per token")
+            rows[at:at] = [("experts on disk", size(self.disk_bytes))]
+            rows[at + 2 : at + 2] = [("fetched from disk per token, even routing", size(self.disk_bytes_per_token))]
         if self.prompt_rate is not None:
             rows.append(("prompt, at most", f"{self.prompt_rate:.0f} tok/s"))
         return rows
@@ -93,15 +104,25 @@ def plan(
     activations: str = "auto",
     kv: str = "auto",
     threads: int | None = None,
+    expert_memory: int | str | None = None,
 ) -> Plan:
     """Reads the headers of ``model``, measures this machine for a moment, and predicts.
+
+    Args:
+        model: and the others as in `farthing.LLM`.
+        weights: precision of the weights.
+        activations: what they meet.
+        kv: precision of keys and values.
+        threads: that will compute.
+        expert_memory: most bytes of a mixture's experts in memory.
 
     Raises:
         The same errors as `farthing.LLM`.
     """
     path = locate(model)
-    core = _core.plan(os.fspath(path), weights=weights, activations=activations, kv=kv)
-    limit, matrices = limits(threads), Explanation.of(core.matrices)
+    budget = None if expert_memory is None else byte_count("expert_memory", expert_memory)
+    core = _core.plan(os.fspath(path), weights=weights, activations=activations, kv=kv, expert_memory=budget)
+    limit, matrices = limits(threads), Explanation.of(core.matrices, core.resident_bytes)
     return Plan(
         family=core.family,
         context=core.context,
@@ -109,7 +130,9 @@ def plan(
         active_parameters=core.parameters[1],
         file_bytes=core.file_bytes,
         resident_bytes=core.resident_bytes,
+        disk_bytes=core.disk_bytes,
         bytes_per_token=core.bytes_per_token,
+        disk_bytes_per_token=core.disk_bytes_per_token,
         kv_bytes_per_token=core.kv_bytes_per_token,
         state_bytes_per_sequence=core.state_bytes_per_sequence,
         operations_per_token=core.operations_per_token,

@@ -17,13 +17,16 @@ def plan(
     activations: opt.Activations = "auto",
     kv: opt.Kv = "auto",
     threads: opt.Threads = None,
+    expert_memory: opt.ExpertMemory = None,
     matrices: Annotated[bool, typer.Option("--matrices", help="Show every kind of matrix.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Predict memory, bytes per token and speed from the headers and this machine's measured limits."""
     from ..plan import plan as predict
 
-    found = predict(model, weights=weights, activations=activations, kv=kv, threads=threads)
+    found = predict(
+        model, weights=weights, activations=activations, kv=kv, threads=threads, expert_memory=expert_memory
+    )
     if as_json:
         typer.echo(json.dumps(asdict(found)))
         return

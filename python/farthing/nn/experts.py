@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..matrix import restore, state
 from ..moe import Expert, PackedExperts
 from .expert_ops import experts
-from .ops import number_of
+from .packed import Packed
 
 __all__ = ["Experts"]
 
-_NO_WEIGHTS = "Experts: got no weights yet, expected load_state_dict first"
 _MATRICES = ("gate", "up", "down")
 _BIASES = ("gate_bias", "up_bias", "down_bias")
 _ARRAYS = ("codes", "scales", "minima", "values")
-_WORDS = "words"
 
 
-class Experts(nn.Module):
+class Experts(Packed):
     """``Σ weight · f_id(hidden)`` over each token's choices, with packed weights.
 
     The weights are fixed; gradients reach the hidden states and the routing weights through the dequantised weights
@@ -43,16 +39,12 @@ class Experts(nn.Module):
         (torch.Size([2, 64]), torch.Size([2, 2]))
     """
 
+    _arrays = (*(f"{matrix}.{array}" for matrix in _MATRICES for array in _ARRAYS), *_BIASES)
+
     def __init__(self, packed: PackedExperts | None = None) -> None:
         super().__init__()
-        self.packed: PackedExperts | None = None
-        self._number = 0
         if packed is not None:
             self._hold(packed)
-
-    def _hold(self, packed: PackedExperts) -> None:
-        self.packed = packed
-        self._number = number_of(packed)
 
     @property
     def experts(self) -> PackedExperts:
@@ -61,17 +53,14 @@ class Experts(nn.Module):
         Raises:
             RuntimeError: there are none yet.
         """
-        if self.packed is None:
-            raise RuntimeError(_NO_WEIGHTS)
-        return self.packed
+        packed: PackedExperts = self._held()
+        return packed
 
     def forward(self, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``hidden``: (T, H), ``ids`` and ``weights``: (T, K); the result: (T, H), of the type of ``hidden``."""
         traced = type(hidden) is not torch.Tensor or torch.compiler.is_compiling()
         if traced or (torch.is_grad_enabled() and (hidden.requires_grad or weights.requires_grad)):
-            if self._number == 0:
-                raise RuntimeError(_NO_WEIGHTS)
-            y: torch.Tensor = experts(hidden, ids, weights, self._number)
+            y: torch.Tensor = experts(hidden, ids, weights, self._operand())
         else:
             y = self.experts(hidden, ids, weights)
         return y
@@ -80,14 +69,11 @@ class Experts(nn.Module):
         """What the experts are, for `print`."""
         return "no weights yet" if self.packed is None else repr(self.packed)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.packed is None:
-            return
-        activation, alpha, limit = self.packed.activation
+    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        activation, alpha, limit = self.experts.activation
         words: dict[str, Any] = {"activation": activation, "alpha": alpha, "limit": limit}
         stacked: dict[str, list[Any]] = {}
-        for expert in self.packed:
+        for expert in self.experts:
             for name, matrix in zip(_MATRICES, expert[:3], strict=True):
                 parts = {} if matrix is None else state(matrix)
                 words[name] = {key: value for key, value in parts.items() if key not in _ARRAYS}
@@ -96,37 +82,12 @@ class Experts(nn.Module):
             for name, bias in zip(_BIASES, expert[3:], strict=True):
                 if bias is not None:
                     stacked.setdefault(name, []).append(bias)
-        destination[prefix + _WORDS] = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
-        for name, arrays in sorted(stacked.items()):
-            if len({array.shape for array in arrays}) > 1 or len(arrays) != len(self.packed):
+        for name, arrays in stacked.items():
+            if len({array.shape for array in arrays}) > 1 or len(arrays) != len(self.experts):
                 raise ValueError(f"{name}: got experts of different shapes, expected equal ones in a state dict")
-            destination[prefix + name] = torch.from_numpy(np.stack(arrays))
+        return words, {name: np.stack(arrays) for name, arrays in sorted(stacked.items())}
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        names = [*(f"{matrix}.{array}" for matrix in _MATRICES for array in _ARRAYS), *_BIASES]
-        arrays = {name: state_dict.pop(prefix + name).numpy() for name in names if prefix + name in state_dict}
-        words = state_dict.pop(prefix + _WORDS, None)
-        try:
-            if words is None:
-                missing_keys.append(prefix + _WORDS)
-            else:
-                self._load(json.loads(bytes(words.tolist())), arrays)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            error_msgs.append(f"{prefix.rstrip('.') or 'Experts'}: {error}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _load(self, words: dict[str, Any], arrays: dict[str, Any]) -> None:
+    def _restored(self, words: dict[str, Any], arrays: dict[str, Any]) -> PackedExperts:
         def matrix(name: str, index: int) -> Any:
             keys = [key for key in _ARRAYS if f"{name}.{key}" in arrays]
             return restore(words[name] | {key: arrays[f"{name}.{key}"][index] for key in keys}) if keys else None
@@ -144,9 +105,4 @@ class Experts(nn.Module):
             got, expected = ((len(of), of.intermediate_size, of.hidden_size) for of in (packed, self.packed))
             if got != expected:
                 raise ValueError(f"experts: got (E, I, H) = {got}, expected {expected}")
-        self._hold(packed)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.packed is not None:
-            self._number = number_of(self.packed)
+        return packed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, TypeVar
 
 import torch
@@ -10,15 +9,10 @@ from torch import nn
 
 from .._core import PackedMatrix
 from ..matrix import pack, restore, state
-from .ops import linear, number_of
+from .ops import linear
+from .packed import Packed
 
 __all__ = ["Linear", "needs_operator"]
-
-# What a saved layer consists of beside its bias: `state` of its matrix, the words as JSON in bytes.
-_ARRAYS = ("codes", "scales", "minima", "values")
-_WORDS = "words"
-_NO_WEIGHTS = "Linear: got no weights yet, expected load_state_dict first (or from_linear)"
-
 
 Layer = TypeVar("Layer", bound="Linear")
 
@@ -32,7 +26,7 @@ def needs_operator(x: torch.Tensor, bias: torch.Tensor | None) -> bool:
     )
 
 
-class Linear(nn.Module):
+class Linear(Packed):
     """``y = x · Wᵀ + bias`` with packed weights, where `torch.nn.Linear` stood.
 
     The weights are fixed; gradients reach the bias and, through the dequantised weights, the input. Inputs are float32,
@@ -59,6 +53,8 @@ class Linear(nn.Module):
         True
     """
 
+    _arrays = ("codes", "scales", "minima", "values")
+
     bias: nn.Parameter | None
 
     def __init__(
@@ -75,10 +71,8 @@ class Linear(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.packed: PackedMatrix | None = None
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_features)) if bias else None)
         self._options: tuple[str, int, bool, str] = (weights, group, symmetric, activations)
-        self._number = 0
 
     @classmethod
     def from_linear(
@@ -106,17 +100,11 @@ class Linear(nn.Module):
         layer._hold(matrix)
         return layer
 
-    def _hold(self, matrix: PackedMatrix) -> None:
-        self.packed = matrix
-        self._number = number_of(matrix)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x``: (..., K); the result: (..., N), of the same type."""
         bias = self._parameters["bias"]
         if needs_operator(x, bias):
-            if self._number == 0:
-                raise RuntimeError(_NO_WEIGHTS)
-            y: torch.Tensor = linear(x, bias, self._number, self.out_features)
+            y: torch.Tensor = linear(x, bias, self._operand(), self.out_features)
         else:
             y = self.matrix.matmul(x, bias)
         return y
@@ -128,9 +116,8 @@ class Linear(nn.Module):
         Raises:
             RuntimeError: there are none yet.
         """
-        if self.packed is None:
-            raise RuntimeError(_NO_WEIGHTS)
-        return self.packed
+        matrix: PackedMatrix = self._held()
+        return matrix
 
     @property
     def weight(self) -> torch.Tensor:
@@ -142,50 +129,20 @@ class Linear(nn.Module):
         kind = "no weights yet" if self.packed is None else f"{self.packed.format}, {self.packed.activations}"
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {kind}"
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.packed is None:
-            return
-        parts = state(self.packed)
-        words = {name: value for name, value in parts.items() if name not in _ARRAYS}
-        destination[prefix + _WORDS] = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
-        for name in _ARRAYS:
-            if name in parts:
-                destination[prefix + name] = torch.from_numpy(parts[name])
+    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        parts = state(self.matrix)
+        words = {name: value for name, value in parts.items() if name not in self._arrays}
+        return words, {name: parts[name] for name in self._arrays if name in parts}
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        arrays = {name: state_dict.pop(prefix + name) for name in _ARRAYS if prefix + name in state_dict}
-        words, weight = state_dict.pop(prefix + _WORDS, None), state_dict.pop(prefix + "weight", None)
-        try:
-            if words is not None:
-                parts = {name: value.numpy() for name, value in arrays.items()}
-                self._load(restore(json.loads(bytes(words.tolist())) | parts))
-            elif weight is not None:
-                self._load(pack(weight, *self._options))
-            else:
-                missing_keys.append(prefix + _WORDS)
-        except (KeyError, TypeError, ValueError) as error:
-            error_msgs.append(f"{prefix.rstrip('.') or 'Linear'}: {error}")
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def _restored(self, words: dict[str, Any], arrays: dict[str, Any]) -> PackedMatrix:
+        return self._checked(restore(words | arrays))
 
-    def _load(self, matrix: PackedMatrix) -> None:
+    def _converted(self, state_dict: dict[str, Any], prefix: str) -> PackedMatrix | None:
+        weight = state_dict.pop(prefix + "weight", None)
+        return None if weight is None else self._checked(pack(weight, *self._options))
+
+    def _checked(self, matrix: PackedMatrix) -> PackedMatrix:
         expected = (self.out_features, self.in_features)
         if matrix.shape != expected:
             raise ValueError(f"weights: got shape {matrix.shape}, expected {expected}")
-        self._hold(matrix)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.packed is not None:
-            self._number = number_of(self.packed)
+        return matrix

@@ -1,6 +1,5 @@
 //! The books: what an answer really cost. The ledger is told, and asks nobody.
 
-use crate::moe::StreamStatistics;
 use std::time::Duration;
 
 /// Cost of one request.
@@ -110,6 +109,12 @@ pub struct EngineLedger {
     pub expert_guesses: u64,
     /// Of which so many were needed before they left.
     pub expert_right_guesses: u64,
+    /// Experts that routers chose, where something may change their choice.
+    pub expert_choices: u64,
+    /// Of which so many were left out (lossy).
+    pub expert_skipped: u64,
+    /// Of which so many gave way to experts in memory (lossy).
+    pub expert_substituted: u64,
 }
 
 impl EngineLedger {
@@ -136,12 +141,37 @@ pub struct Pass {
     pub threads: usize,
 }
 
+/// What was done with experts, as levers on them report it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertCounts {
+    /// Experts that were in memory when a step needed them.
+    pub hits: u64,
+    /// Experts that were not.
+    pub misses: u64,
+    /// Bytes that were fetched.
+    pub bytes: u64,
+    /// Experts that left.
+    pub evictions: u64,
+    /// Experts that were fetched because a layer's router might choose them.
+    pub guesses: u64,
+    /// Of which so many were needed before they left.
+    pub right_guesses: u64,
+    /// Experts that routers chose.
+    pub choices: u64,
+    /// Of which so many were left out.
+    pub skipped: u64,
+    /// Of which so many gave way to others.
+    pub substituted: u64,
+}
+
 impl EngineLedger {
-    /// Notes what experts that come and go have cost up to now.
-    pub fn note(&mut self, experts: StreamStatistics) {
-        let StreamStatistics { hits, misses, bytes, evictions, guesses, right_guesses } = experts;
+    /// Notes what was done with experts up to now.
+    pub fn note(&mut self, experts: ExpertCounts) {
+        let ExpertCounts { hits, misses, bytes, evictions, guesses, right_guesses, choices, skipped, substituted } =
+            experts;
         (self.expert_hits, self.expert_misses, self.expert_bytes) = (hits, misses, bytes);
         (self.expert_evictions, self.expert_guesses, self.expert_right_guesses) = (evictions, guesses, right_guesses);
+        (self.expert_choices, self.expert_skipped, self.expert_substituted) = (choices, skipped, substituted);
     }
 
     /// Books a pass and the bytes of keys and values of its sequences.

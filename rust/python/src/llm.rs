@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use farthing::engine::{self, Activations, Event, Kv, Options, Prompt, Request, SamplingParams, Weights};
+use farthing::moe::Levers;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -177,6 +178,7 @@ pub(crate) struct MatrixReport {
     activations: &'static str,
     kernel: &'static str,
     nbytes: usize,
+    on_disk: bool,
 }
 
 impl From<&farthing::model::MatrixReport> for MatrixReport {
@@ -192,6 +194,7 @@ impl From<&farthing::model::MatrixReport> for MatrixReport {
             activations: report.activations,
             kernel: report.kernel,
             nbytes: report.bytes,
+            on_disk: report.on_disk,
         }
     }
 }
@@ -211,7 +214,7 @@ pub(crate) struct Llm(engine::Llm);
 impl Llm {
     #[new]
     #[pyo3(signature = (path, *, weights, activations, kv, threads, max_sequences, context, chunk, kv_pages,
-        expert_memory, speculation, draft_tokens, progress))]
+        expert_memory, expert_skip, expert_cache_margin, speculation, draft_tokens, progress))]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -224,6 +227,8 @@ impl Llm {
         chunk: Option<usize>,
         kv_pages: Option<usize>,
         expert_memory: Option<u64>,
+        expert_skip: Option<f32>,
+        expert_cache_margin: Option<f32>,
         speculation: Vec<Proposer<'_>>,
         draft_tokens: Option<usize>,
         progress: Option<Py<PyAny>>,
@@ -237,7 +242,7 @@ impl Llm {
             context,
             chunk,
             kv_pages,
-            expert_memory,
+            experts: Levers { memory: expert_memory, skip: expert_skip, cache_margin: expert_cache_margin },
         };
         let report = Report { callable: progress, state: Mutex::new(State::default()) };
         let (most, length) = (options.max_sequences, options.context.unwrap_or(usize::MAX));
@@ -312,6 +317,12 @@ impl Llm {
 
     fn explain(&self) -> Vec<MatrixReport> {
         self.0.explain().iter().map(MatrixReport::from).collect()
+    }
+
+    /// Bytes of weights in memory, at most.
+    #[getter]
+    fn resident_bytes(&self) -> u64 {
+        self.0.resident_bytes()
     }
 
     fn ledger(&self) -> EngineLedger {

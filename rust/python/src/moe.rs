@@ -1,6 +1,8 @@
 //! `farthing.moe`: which experts the rows of an array go to, and how evenly.
 
-use farthing::moe::{Biases, GroupScore, Groups, RouterSpec as Spec, RoutingStatistics as Counts, Score};
+use farthing::model::feed_forward::router::{Biases, Choice, GroupScore, Groups, RouterSpec as Spec};
+use farthing::moe::RoutingStatistics as Counts;
+use farthing_kernels::score::Score;
 use numpy::{
     PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyReadonlyArrayDyn, PyUntypedArrayMethods,
 };
@@ -135,7 +137,8 @@ pub(crate) fn route<'py>(
         }
         let (mut ids, mut weights) = (vec![0; rows * top_k], vec![0.0; rows * top_k]);
         let pool = threads(logits.len() <= LOGITS_ALONE);
-        spec.select(pool, &mut logits, biases, chosen.as_deref(), &mut ids, &mut weights)?;
+        let choice = chosen.as_deref().map_or(Choice::Best, Choice::Given);
+        spec.select(pool, &mut logits, biases, choice, &mut ids, &mut weights)?;
         let mass: Vec<f32> = spec.selected_mass(&logits, &ids).collect();
         Ok((ids.into_iter().map(i64::from).collect(), weights, mass))
     });

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use farthing::engine::{Activations, Kv, Weights};
 use farthing::load::Checkpoint;
 use farthing::model::plan as core;
+use farthing::moe::Levers;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
@@ -44,6 +45,16 @@ impl Plan {
     }
 
     #[getter]
+    fn disk_bytes(&self) -> u64 {
+        self.0.disk_bytes()
+    }
+
+    #[getter]
+    fn disk_bytes_per_token(&self) -> u64 {
+        self.0.disk_bytes_per_token()
+    }
+
+    #[getter]
     fn bytes_per_token(&self) -> u64 {
         self.0.bytes_per_token()
     }
@@ -71,11 +82,19 @@ impl Plan {
 
 /// Reads the headers at `path`; no weight is touched.
 #[pyfunction]
-#[pyo3(signature = (path, *, weights, activations, kv))]
-pub(crate) fn plan(py: Python<'_>, path: PathBuf, weights: &str, activations: &str, kv: &str) -> PyResult<Plan> {
+#[pyo3(signature = (path, *, weights, activations, kv, expert_memory))]
+pub(crate) fn plan(
+    py: Python<'_>,
+    path: PathBuf,
+    weights: &str,
+    activations: &str,
+    kv: &str,
+    expert_memory: Option<u64>,
+) -> PyResult<Plan> {
     let weights = Weights::parse(weights).map_err(exception)?;
     let activations = Activations::parse(activations).map_err(exception)?;
     let kv = Kv::parse(kv).map_err(exception)?;
-    let plan = py.detach(|| core::plan(&Checkpoint::open(&path)?, weights, activations, kv));
+    let levers = Levers { memory: expert_memory, ..Levers::default() };
+    let plan = py.detach(|| core::plan(&Checkpoint::open(&path)?, weights, activations, kv, &levers));
     Ok(Plan(plan.map_err(exception)?))
 }

@@ -95,6 +95,10 @@ impl Llm {
         progress: &(dyn Fn(Progress) + Sync),
     ) -> Result<Llm, Error> {
         options.validate()?;
+        if options.experts.cache_margin.is_some() && !speculation.drafters.is_empty() {
+            // Text that depends on what is in memory can't be the same with and without drafts.
+            return Err(Error::unsupported("expert_cache_margin beside a drafter", "speculation=None"));
+        }
         Isa::requested()?;
         let checkpoint = Checkpoint::open(path)?;
         let text = Text::of(&checkpoint)?;
@@ -107,7 +111,7 @@ impl Llm {
             .build()
             .map_err(|error| Error::Stopped { reason: format!("no threads to pack with: {error}") })?;
         let mut model = packers.install(|| {
-            Model::load(&checkpoint, options.weights, options.activations, options.expert_memory, &report)
+            Model::load(&checkpoint, options.weights, options.activations, Some(&options.experts), &report)
         })?;
         drop(checkpoint);
         let config = model.config().clone();

@@ -1,6 +1,7 @@
 //! How a model is loaded and served.
 
 use crate::error::Error;
+use crate::moe::Levers;
 use farthing_kernels::attention::KvType;
 
 /// Precision of the weights.
@@ -100,7 +101,7 @@ impl Kv {
 }
 
 /// Options of [`crate::engine::Llm::load`]; the defaults suit most models.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Precision of the weights.
     pub weights: Weights,
@@ -119,8 +120,8 @@ pub struct Options {
     /// Pages of 32 tokens for all sequences together; `None` takes what `max_sequences` full contexts need, up to a
     /// quarter of the memory.
     pub kv_pages: Option<usize>,
-    /// Most bytes of experts in memory, the others on disk; `None` keeps all in memory.
-    pub expert_memory: Option<u64>,
+    /// What is done with the experts of a mixture.
+    pub experts: Levers,
 }
 
 impl Default for Options {
@@ -134,7 +135,7 @@ impl Default for Options {
             context: None,
             chunk: None,
             kv_pages: None,
-            expert_memory: None,
+            experts: Levers::default(),
         }
     }
 }
@@ -150,6 +151,7 @@ impl Options {
         positive("max_sequences", Some(self.max_sequences), 4096)?;
         positive("context", self.context, 1 << 24)?;
         positive("chunk", self.chunk, 1 << 24)?;
-        positive("kv_pages", self.kv_pages, 1 << 24)
+        positive("kv_pages", self.kv_pages, 1 << 24)?;
+        self.experts.validate()
     }
 }

@@ -144,6 +144,14 @@ impl Checkpoint {
         Ok(tensor)
     }
 
+    /// The tensor `name`, whose rows and columns must be these; several dimensions may count the rows, or none.
+    pub fn require_rows(&self, name: &str, [rows, columns]: [usize; 2]) -> Result<TensorView<'_>, FormatError> {
+        match self.tensor(name) {
+            Some(tensor) if (tensor.rows(), tensor.shape().last()) == (rows, Some(&columns)) => Ok(tensor),
+            _ => self.require(name, &[rows, columns]),
+        }
+    }
+
     /// All tensors, in the order of their data.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
         self.tensors.iter().map(|tensor| self.view(tensor))

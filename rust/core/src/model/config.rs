@@ -5,6 +5,7 @@
 
 use super::feed_forward::FeedForwardSpec;
 use super::feed_forward::dense::DenseSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sources::Joined;
 use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
@@ -13,7 +14,6 @@ use super::names::Names;
 use super::rope::RopeSpec;
 use crate::error::Error;
 use crate::load::FormatError;
-use crate::moe::RouterSpec;
 use farthing_kernels::activation::Activation;
 use farthing_kernels::experts::ExpertActivation;
 use serde_json::{Map, Value};
@@ -63,13 +63,19 @@ pub struct BlockSpec {
 }
 
 impl BlockSpec {
+    /// A block of any two halves.
+    pub(super) fn new(mixer: MixerSpec, feed_forward: FeedForwardSpec) -> BlockSpec {
+        BlockSpec { mixer, feed_forward, sandwich: false }
+    }
+
     /// A block of attention and one gated network.
     pub(super) fn dense(attention: AttentionSpec, feed_forward: DenseSpec) -> BlockSpec {
-        BlockSpec {
-            mixer: MixerSpec::Attention(attention),
-            feed_forward: FeedForwardSpec::Dense(feed_forward),
-            sandwich: false,
-        }
+        BlockSpec::new(MixerSpec::Attention(attention), FeedForwardSpec::Dense(feed_forward))
+    }
+
+    /// A block of attention and a mixture of experts.
+    pub(super) fn sparse(attention: AttentionSpec, feed_forward: SparseSpec) -> BlockSpec {
+        BlockSpec::new(MixerSpec::Attention(attention), FeedForwardSpec::Sparse(feed_forward))
     }
 }
 

@@ -2,12 +2,14 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::{GroupScore, Groups, RouterSpec};
 use super::feed_forward::sparse::{SharedSpec, SparseSpec};
+use super::gguf_config::SPLIT_LATENT;
 use super::mixer::MixerSpec;
 use super::mixer::latent::{LatentAttentionSpec, Temperature};
 use super::rope;
 use crate::error::Error;
-use crate::moe::{GroupScore, Groups, RouterSpec, Score};
+use farthing_kernels::score::Score;
 
 /// Describes a model of type `deepseek_v3` or `mistral4`.
 pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Error> {
@@ -42,6 +44,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
         rope: 0,
         interleaved: reader.flag("rope_interleave", true)?,
         bias: reader.flag("attention_bias", false)?,
+        split: reader.flag(SPLIT_LATENT, false)?,
     };
     let activation = reader.activation("hidden_act", "silu")?;
     let width = reader.count("moe_intermediate_size", Some(2048), 1 << 20)?;
@@ -53,14 +56,13 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     };
     let dense = reader.count_or_zero("first_k_dense_replace", if deepseek { 3 } else { 0 }, 4096)?;
     let blocks = (0..shape.layers)
-        .map(|layer| BlockSpec {
-            mixer: MixerSpec::Latent(attention.clone()),
-            feed_forward: if layer < dense {
+        .map(|layer| {
+            let feed_forward = if layer < dense {
                 FeedForwardSpec::Dense(shape.dense(activation))
             } else {
                 FeedForwardSpec::Sparse(sparse.clone())
-            },
-            sandwich: false,
+            };
+            BlockSpec::new(MixerSpec::Latent(attention.clone()), feed_forward)
         })
         .collect();
     let tied = reader.flag("tie_word_embeddings", false)?;

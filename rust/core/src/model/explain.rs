@@ -27,8 +27,10 @@ pub struct MatrixReport {
     pub activations: &'static str,
     /// Instruction set of the kernel that multiplies it.
     pub kernel: &'static str,
-    /// Resident bytes of all of them.
+    /// Bytes of all of them.
     pub bytes: usize,
+    /// Whether they lie on disk, from where those come to memory that are needed.
+    pub on_disk: bool,
 }
 
 impl Model {
@@ -65,7 +67,9 @@ fn experts(layer: usize, mixture: &Sparse) -> impl Iterator<Item = MatrixReport>
         (|expert| Some(&expert.up), [Role::ExpertUp, Role::SharedUp]),
         (|expert| Some(&expert.down), [Role::ExpertDown, Role::SharedDown]),
     ];
-    let of_routed = parts.into_iter().filter_map(move |(of, roles)| kind(roles[0], of, &all[..routed], top_k));
+    let of_routed = parts.into_iter().filter_map(move |(of, roles)| {
+        Some(MatrixReport { on_disk: mixture.streamed(), ..kind(roles[0], of, &all[..routed], top_k)? })
+    });
     let of_shared = parts.into_iter().filter_map(move |(of, roles)| kind(roles[1], of, &all[routed..], 1));
     of_routed.chain(of_shared)
 }
@@ -82,5 +86,6 @@ fn report(layer: Option<usize>, role: Role, matrix: &PackedMatrix) -> MatrixRepo
         activations: matrix.precision().name(),
         kernel: Isa::active().name(),
         bytes: matrix.nbytes(),
+        on_disk: false,
     }
 }

@@ -4,6 +4,13 @@ use crate::error::Error;
 use crate::load::{Checkpoint, FormatError, Table, Value as Field};
 use serde_json::{Map, Value, json};
 
+/// What llama.cpp calls routers that weigh by a sigmoid.
+const SIGMOID: u64 = 2;
+/// No key of configurations: whether llama.cpp has written the maps from a latent to keys and to values apart.
+pub(super) const SPLIT_LATENT: &str = "farthing_split_latent";
+/// Likewise the inputs of Qwen3-Next's delta rule, by what they are for.
+pub(super) const SPLIT_INPUTS: &str = "farthing_split_inputs";
+
 /// What the metadata says, under the names of `config.json`.
 pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<String, Value>, Error> {
     let architecture: &str = gguf.require("general.architecture")?;
@@ -14,14 +21,18 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
         "qwen2moe" => "qwen2_moe",
         "qwen3moe" => "qwen3_moe",
         "gpt-oss" => "gpt_oss",
+        "lfm2moe" => "lfm2_moe",
+        "qwen3next" => "qwen3_next",
+        "deepseek2" => "deepseek_v3",
         other => {
             return Err(Error::unsupported(
                 format!("GGUF architecture {other:?}"),
-                "the architectures llama, smollm3, qwen2, qwen3, qwen35, gemma3, lfm2, granite, qwen2moe, qwen3moe, olmoe, granitemoe \
-                 and gpt-oss load",
+                "the architectures llama, smollm3, qwen2, qwen3, qwen35, gemma3, lfm2, granite, qwen2moe, qwen3moe, qwen3next, \
+                 olmoe, granitemoe, lfm2moe, deepseek2 and gpt-oss load",
             ));
         }
     };
+    let listed_heads = matches!(architecture, "lfm2" | "lfm2moe");
     let mut config = Map::new();
     config.insert("model_type".into(), json!(model_type));
     for (key, name) in [
@@ -51,18 +62,26 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
         ("embedding_scale", "embedding_multiplier"),
         ("residual_scale", "residual_multiplier"),
         ("logit_scale", "logits_scaling"),
+        ("leading_dense_block_count", "first_k_dense_replace"),
+        ("attention.q_lora_rank", "q_lora_rank"),
+        ("attention.kv_lora_rank", "kv_lora_rank"),
+        ("attention.value_length_mla", "v_head_dim"),
+        ("expert_shared_count", "n_shared_experts"),
+        ("expert_group_count", "n_group"),
+        ("expert_group_used_count", "topk_group"),
+        ("expert_weights_scale", "routed_scaling_factor"),
     ] {
         let key = format!("{architecture}.{key}");
-        if let Some(field) = gguf.get(&key).filter(|_| architecture != "lfm2" || name != "num_key_value_heads") {
+        if let Some(field) = gguf.get(&key).filter(|_| !listed_heads || name != "num_key_value_heads") {
             let wrong = || FormatError::Config { key, got: field.describe(), expected: "one number".to_owned() };
             config.insert(name.into(), number(field).ok_or_else(wrong)?);
         }
     }
     // Files state the rotated width, configurations its share of a head.
-    if let (Some(rotated), Some(head_dim)) = (
-        config.remove("rotary_dim").and_then(|value| value.as_u64()),
-        config.get("head_dim").and_then(Value::as_u64).filter(|&head_dim| head_dim > 0),
-    ) && rotated < head_dim
+    let rotated = config.remove("rotary_dim").and_then(|value| value.as_u64());
+    if let (Some(rotated), Some(head_dim)) =
+        (rotated, config.get("head_dim").and_then(Value::as_u64).filter(|&head_dim| head_dim > 0))
+        && rotated < head_dim
     {
         config.insert("partial_rotary_factor".into(), json!(rotated as f64 / head_dim as f64));
     }
@@ -125,9 +144,9 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
                 config.insert("model_type".into(), json!("mistral"));
             }
         }
-        "lfm2" => {
+        "lfm2" | "lfm2moe" => {
             // Heads of keys are listed for each layer: none where it does not attend.
-            let heads: Vec<usize> = gguf.require("lfm2.attention.head_count_kv")?;
+            let heads: Vec<usize> = gguf.require(&format!("{architecture}.attention.head_count_kv"))?;
             let kind = |&heads: &usize| if heads > 0 { "full_attention" } else { "conv" };
             config.insert("layer_types".into(), heads.iter().map(kind).collect());
             config.insert("num_key_value_heads".into(), json!(heads.iter().max()));
@@ -135,6 +154,55 @@ pub(super) fn translate(gguf: &Table, checkpoint: &Checkpoint) -> Result<Map<Str
             if let Some(epsilon) = config.remove("rms_norm_eps") {
                 config.insert("norm_eps".into(), epsilon);
             }
+            if architecture == "lfm2moe" {
+                let dense = config.remove("first_k_dense_replace").unwrap_or(json!(0));
+                let biased =
+                    (0..heads.len()).any(|layer| checkpoint.tensor(&format!("blk.{layer}.exp_probs_b.bias")).is_some());
+                config.insert("num_dense_layers".into(), dense);
+                config.insert("use_expert_bias".into(), json!(biased));
+            }
+        }
+        "deepseek2" => {
+            // DeepSeek-V2, and V2-Lite, whose weights are a softmax, are of the same architecture.
+            let gating = float("expert_gating_func").and_then(|value| value.as_u64()).unwrap_or(0);
+            if gating != SIGMOID {
+                let got = format!("GGUF architecture \"deepseek2\" with expert_gating_func {gating}");
+                return Err(Error::unsupported(got, "2, the sigmoid of DeepSeek-V3, works"));
+            }
+            let count = |key: &str| float(key).and_then(|value| value.as_u64());
+            let (head, rotated) = (count("attention.key_length_mla").unwrap_or(0), rotated.unwrap_or(0));
+            config.remove("partial_rotary_factor");
+            config.remove("mlp_only_layers");
+            let heads = config.get("num_attention_heads").cloned().unwrap_or_default();
+            config.insert("num_key_value_heads".into(), heads);
+            config.insert("head_dim".into(), json!(rotated));
+            config.insert("qk_rope_head_dim".into(), json!(rotated));
+            config.insert("qk_nope_head_dim".into(), json!(head.saturating_sub(rotated)));
+            config.insert(
+                "norm_topk_prob".into(),
+                json!(gguf.read::<bool>("deepseek2.expert_weights_norm")?.unwrap_or(false)),
+            );
+            for key in ["n_group", "topk_group"] {
+                config.entry(key).or_insert(json!(1));
+            }
+            config.insert(SPLIT_LATENT.into(), json!(checkpoint.tensor("blk.0.attn_k_b.weight").is_some()));
+            // A tenth of what the configuration says, which in published models is both of its magnitudes.
+            if let (Some(tenth), Some(Value::Object(scaling))) = (
+                float("rope.scaling.yarn_log_multiplier").and_then(|value| value.as_f64()),
+                config.get_mut("rope_scaling"),
+            ) {
+                scaling.insert("mscale".into(), json!(10.0 * tenth));
+                scaling.insert("mscale_all_dim".into(), json!(10.0 * tenth));
+            }
+        }
+        "qwen3next" => {
+            let count = |key: &str| float(key).and_then(|value| value.as_u64());
+            if let (Some(inner), Some(heads)) = (count("ssm.inner_size"), count("ssm.time_step_rank")) {
+                config.insert("linear_value_head_dim".into(), json!(inner.checked_div(heads).unwrap_or(0)));
+            }
+            config.insert("norm_topk_prob".into(), json!(true));
+            config.insert(SPLIT_INPUTS.into(), json!(true));
+            config.entry("num_experts").or_insert(json!(0));
         }
         "qwen35" => {
             let count = |key: &str| float(key).and_then(|value| value.as_u64());

@@ -1,17 +1,16 @@
 //! gpt-oss: sinks in the softmax of attention, every other layer sliding, experts with biases and a clamped activation.
 
 use super::config::{BlockSpec, Config, Reader, Shape};
-use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sources::Joined;
 use super::feed_forward::sparse::SparseSpec;
-use super::mixer::MixerSpec;
 use super::mixer::attention::AttentionSpec;
 use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::{RouterSpec, Score};
 use farthing_kernels::activation::Activation;
 use farthing_kernels::experts::ExpertActivation;
+use farthing_kernels::score::Score;
 
 const NAMES: Names = Names {
     hugging_face: &[(Part::Matrix(Role::Router), "mlp.router")],
@@ -45,10 +44,9 @@ pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {
     };
     let blocks = sliding
         .iter()
-        .map(|&sliding| BlockSpec {
-            mixer: MixerSpec::Attention(AttentionSpec { window: sliding.then_some(window), ..attention.clone() }),
-            feed_forward: FeedForwardSpec::Sparse(sparse.clone()),
-            sandwich: false,
+        .map(|&sliding| {
+            let attention = AttentionSpec { window: sliding.then_some(window), ..attention.clone() };
+            BlockSpec::sparse(attention, sparse.clone())
         })
         .collect();
     let tied = reader.flag("tie_word_embeddings", false)?;

@@ -3,12 +3,13 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::AttentionSpec;
 use super::names::{Names, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::{RouterSpec, Score};
+use farthing_kernels::score::Score;
 
 const NAMES: Names = Names {
     hugging_face: &[
@@ -37,7 +38,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
         let router = RouterSpec { score: Score::Identity, post: Score::Softmax, ..softmax };
         FeedForwardSpec::Sparse(Shape::sparse(router, shape.intermediate, activation))
     };
-    let block = BlockSpec { mixer: MixerSpec::Attention(attention), feed_forward, sandwich: false };
+    let block = BlockSpec::new(MixerSpec::Attention(attention), feed_forward);
     let tied = reader.flag("tie_word_embeddings", false)?;
     let rope = rope::read(reader, "", shape.head_dim, shape.context, 10_000.0)?;
     let blocks = vec![block; shape.layers];

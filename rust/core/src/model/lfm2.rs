@@ -2,6 +2,7 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sparse::SparseSpec;
 use super::mixer::MixerSpec;
 use super::mixer::attention::HeadNorm;
@@ -10,8 +11,8 @@ use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
 use crate::load::FormatError;
-use crate::moe::{RouterSpec, Score};
 use farthing_kernels::activation::Activation;
+use farthing_kernels::score::Score;
 
 const NAMES: Names = Names {
     hugging_face: &[
@@ -55,17 +56,17 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     };
     let sparse = if mixture { Some(experts(reader)?) } else { None };
     let dense = reader.count_or_zero("num_dense_layers", 2, 4096)?;
-    let block = |(layer, attends): (usize, &bool)| BlockSpec {
-        mixer: if *attends {
+    let block = |(layer, attends): (usize, &bool)| {
+        let mixer = if *attends {
             MixerSpec::Attention(attention.clone())
         } else {
             MixerSpec::ShortConvolution(convolution.clone())
-        },
-        feed_forward: match sparse.as_ref().filter(|_| layer >= dense) {
+        };
+        let feed_forward = match sparse.as_ref().filter(|_| layer >= dense) {
             Some(sparse) => FeedForwardSpec::Sparse(sparse.clone()),
             None => FeedForwardSpec::Dense(shape.dense(Activation::Silu)),
-        },
-        sandwich: false,
+        };
+        BlockSpec::new(mixer, feed_forward)
     };
     let blocks = attention_layers(reader, layers)?.iter().enumerate().map(block).collect();
     let tied = reader.flag("tie_embedding", reader.flag("tie_word_embeddings", true)?)?;

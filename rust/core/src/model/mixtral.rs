@@ -1,13 +1,11 @@
 //! Mixtral: Mistral's attention, and eight experts of which two are weighed by a softmax over all.
 
 use super::config::{BlockSpec, Config, Reader, Shape};
-use super::feed_forward::FeedForwardSpec;
-use super::mixer::MixerSpec;
+use super::feed_forward::router::RouterSpec;
 use super::mixer::attention::AttentionSpec;
 use super::names::{Names, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 
 const NAMES: Names = Names {
     hugging_face: &[
@@ -28,11 +26,7 @@ pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {
     let top_k = reader.count("num_experts_per_tok", Some(2), experts)?;
     let router = RouterSpec { renormalize: Some(0.0), ..RouterSpec::softmax(experts, top_k) };
     let sparse = Shape::sparse(router, shape.intermediate, reader.activation("hidden_act", "silu")?);
-    let block = BlockSpec {
-        mixer: MixerSpec::Attention(attention),
-        feed_forward: FeedForwardSpec::Sparse(sparse),
-        sandwich: false,
-    };
+    let block = BlockSpec::sparse(attention, sparse);
     let tied = reader.flag("tie_word_embeddings", false)?;
     let rope = rope::read(reader, "", shape.head_dim, shape.context, 1_000_000.0)?;
     let blocks = vec![block; shape.layers];

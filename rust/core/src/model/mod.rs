@@ -32,14 +32,15 @@ pub use parameters::Parameters;
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
+use crate::ledger::ExpertCounts;
 use crate::load::{Checkpoint, FormatError, Metadata, Rows};
-use crate::moe::StreamStatistics;
 use config::Config;
 use farthing_kernels::format::{Bits, PackError, PackedMatrix};
 use farthing_kernels::rope::RopeTable;
+use feed_forward::levers::{ExpertLevers, ExpertStore, Selection};
 use feed_forward::sparse::Sparse;
-use feed_forward::streamed::ExpertStore;
 use names::Convention;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
 
@@ -57,7 +58,9 @@ pub struct Model {
     final_norm: Vec<f32>,
     ropes: Vec<RopeTable>,
     /// Where experts are that do not stay in memory.
-    store: Option<ExpertStore>,
+    store: Option<Box<dyn ExpertStore>>,
+    /// Who chooses experts in place of the routers.
+    selection: Option<Arc<dyn Selection>>,
 }
 
 /// Reads a checkpoint's description without touching its weights.
@@ -80,13 +83,13 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Config, Error> {
 }
 
 impl Model {
-    /// Loads every tensor; `progress` hears the bytes of the file that are packed so far. At most `expert_memory` bytes of
-    /// experts are kept in memory, if given.
+    /// Loads every tensor; `progress` hears the bytes of the file that are packed so far, and `levers` are asked what is
+    /// done with experts.
     pub fn load(
         checkpoint: &Checkpoint,
         weights: Weights,
         activations: Activations,
-        expert_memory: Option<u64>,
+        levers: Option<&dyn ExpertLevers>,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Model, Error> {
         let config = describe(checkpoint)?;
@@ -101,18 +104,20 @@ impl Model {
             weights,
             activations,
             store: None,
+            selection: levers.and_then(ExpertLevers::selection),
             done: &done,
             progress,
         };
-        let store = expert_memory.map(|budget| ExpertStore::open(&loader, budget)).transpose()?;
-        loader.store = store.as_ref();
+        let store = levers.map(|levers| levers.store(&loader)).transpose()?.flatten();
+        loader.store = store.as_deref();
         let embedding = loader.matrix(&config.embedding(), 0)?;
         let head = config.head().map(|head| loader.matrix(&head, 0)).transpose()?;
         let blocks = (0..config.blocks.len()).map(|layer| loader.block(layer)).collect::<Result<_, _>>()?;
         let final_norm = loader.norm(names::Norm::Final, 0, config.hidden)?;
         let ropes =
             config.ropes.iter().map(|rope| RopeTable::new(rope.inverse_frequencies.clone(), rope.scale)).collect();
-        Ok(Model { config, embedding, head, blocks, final_norm, ropes, store })
+        let selection = loader.selection.take();
+        Ok(Model { config, embedding, head, blocks, final_norm, ropes, store, selection })
     }
 
     /// The description.
@@ -161,15 +166,18 @@ impl Model {
         self.head().nbytes() as u64
     }
 
-    /// What experts that come and go have cost so far; nothing where all stay.
-    pub fn stream_statistics(&self) -> StreamStatistics {
-        self.store.as_ref().map(|store| store.residency().statistics()).unwrap_or_default()
+    /// What was done with experts so far; nothing where all stay and routers choose.
+    pub fn stream_statistics(&self) -> ExpertCounts {
+        let moved = self.store.as_ref().map(|store| store.counts()).unwrap_or_default();
+        let ExpertCounts { choices, skipped, substituted, .. } =
+            self.selection.as_ref().map(|selection| selection.counts()).unwrap_or_default();
+        ExpertCounts { choices, skipped, substituted, ..moved }
     }
 
-    /// Resident bytes of all matrices.
+    /// Bytes of matrices in memory, at most.
     pub fn resident_bytes(&self) -> u64 {
-        let experts = self.store.as_ref().map_or_else(|| self.expert_bytes(), ExpertStore::resident_bytes);
-        let blocks = self.block_bytes() + experts;
-        blocks + self.embedding.nbytes() as u64 + self.head.as_ref().map_or(0, |head| head.nbytes() as u64)
+        let matrices = self.explain();
+        let staying: u64 = matrices.iter().filter(|matrix| !matrix.on_disk).map(|matrix| matrix.bytes as u64).sum();
+        staying + self.store.as_ref().map_or(0, |store| store.resident_bytes())
     }
 }

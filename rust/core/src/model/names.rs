@@ -173,6 +173,11 @@ impl Role {
         Role::Down,
     ];
 
+    /// Whether it is a matrix of the experts that rows are sent to.
+    pub fn of_routed_experts(self) -> bool {
+        matches!(self, Role::ExpertGate | Role::ExpertUp | Role::ExpertDown)
+    }
+
     /// The name that reports and tables use.
     pub fn name(self) -> &'static str {
         match self {

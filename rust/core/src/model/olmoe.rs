@@ -1,12 +1,10 @@
 //! `OLMoE`: norms over all heads of queries and keys together, softmax routing whose weights need not sum to 1.
 
 use super::config::{BlockSpec, Config, Reader, Shape};
-use super::feed_forward::FeedForwardSpec;
-use super::mixer::MixerSpec;
+use super::feed_forward::router::RouterSpec;
 use super::mixer::attention::{AttentionSpec, HeadNorm};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 
 /// Describes a model of type `olmoe`.
 pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {
@@ -22,11 +20,7 @@ pub(super) fn describe(reader: &Reader<'_>) -> Result<Config, Error> {
     let renormalize = reader.flag("norm_topk_prob", false)?.then_some(0.0);
     let router = RouterSpec { renormalize, ..RouterSpec::softmax(experts, top_k) };
     let sparse = Shape::sparse(router, shape.intermediate, reader.activation("hidden_act", "silu")?);
-    let block = BlockSpec {
-        mixer: MixerSpec::Attention(attention),
-        feed_forward: FeedForwardSpec::Sparse(sparse),
-        sandwich: false,
-    };
+    let block = BlockSpec::sparse(attention, sparse);
     let tied = reader.flag("tie_word_embeddings", false)?;
     let rope = rope::read(reader, "", shape.head_dim, shape.context, 10_000.0)?;
     let blocks = vec![block; shape.layers];

@@ -3,14 +3,15 @@
 
 use super::config::{BlockSpec, Config, Reader, Shape};
 use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sparse::{SharedSpec, SparseSpec};
+use super::gguf_config::SPLIT_INPUTS;
 use super::mixer::MixerSpec;
 use super::mixer::attention::HeadNorm;
 use super::mixer::gated_delta::GatedDeltaSpec;
 use super::names::{Names, Norm, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 use farthing_kernels::activation::Activation;
 
 const NAMES: Names = Names {
@@ -33,7 +34,11 @@ const PACKED: Names = Names {
         (Part::Matrix(Role::SharedUp), "mlp.shared_expert.up_proj"),
         (Part::Matrix(Role::SharedDown), "mlp.shared_expert.down_proj"),
     ],
-    ..NAMES
+    gguf: &[
+        (Part::Norm(Norm::FeedForward), "post_attention_norm"),
+        (Part::Matrix(Role::DeltaDecay), "ssm_ba"),
+        (Part::Matrix(Role::DeltaRate), "ssm_ba"),
+    ],
 };
 
 /// Describes a model of type `qwen3_next`, `qwen3_5_text`, `qwen3_5_moe_text`, or `qwen3_5` or `qwen3_5_moe` (of which the
@@ -56,13 +61,14 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     attention.qkv_bias = reader.flag("attention_bias", false)?;
     attention.output_bias = attention.qkv_bias;
     let delta = delta(reader, family == "qwen3_next")?;
-    let block = |attends: &bool, sparse: Option<&SparseSpec>| BlockSpec {
-        mixer: if *attends { MixerSpec::Attention(attention.clone()) } else { MixerSpec::GatedDelta(delta.clone()) },
-        feed_forward: match sparse {
+    let block = |attends: &bool, sparse: Option<&SparseSpec>| {
+        let attend = || MixerSpec::Attention(attention.clone());
+        let mixer = if *attends { attend() } else { MixerSpec::GatedDelta(delta.clone()) };
+        let feed_forward = match sparse {
             Some(sparse) => FeedForwardSpec::Sparse(sparse.clone()),
             None => FeedForwardSpec::Dense(shape.dense(activation)),
-        },
-        sandwich: false,
+        };
+        BlockSpec::new(mixer, feed_forward)
     };
     let interval = reader.count("full_attention_interval", Some(4), 4096)?;
     let listed = reader.list("layer_types", shape.layers, "linear_attention or full_attention", |value| match value
@@ -81,7 +87,7 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     let rope = rope::read_partial(reader, shape.head_dim, 0.25, shape.context, 10_000.0)?;
     let mut config = shape.config(family, tied, vec![rope], blocks);
     config.norm_offset = 1.0;
-    config.names = if delta.packed { PACKED } else { NAMES };
+    config.names = if delta.packed_rates { PACKED } else { NAMES };
     Ok(config)
 }
 
@@ -98,7 +104,8 @@ fn delta(reader: &Reader<'_>, packed: bool) -> Result<GatedDeltaSpec, Error> {
         key_dim: reader.count("linear_key_head_dim", Some(128), 1 << 12)?,
         value_dim: reader.count("linear_value_head_dim", Some(128), 1 << 12)?,
         taps: reader.count("linear_conv_kernel_dim", Some(4), 64)?,
-        packed,
+        packed: packed && !reader.flag(SPLIT_INPUTS, false)?,
+        packed_rates: packed,
     })
 }
 

@@ -1,14 +1,12 @@
 //! Qwen2-MoE (a shared expert, weighed by a sigmoid) and Qwen3-MoE.
 
 use super::config::{BlockSpec, Config, Reader, Shape};
-use super::feed_forward::FeedForwardSpec;
+use super::feed_forward::router::RouterSpec;
 use super::feed_forward::sparse::SharedSpec;
-use super::mixer::MixerSpec;
 use super::mixer::attention::{AttentionSpec, HeadNorm};
 use super::names::{Names, Part, Role};
 use super::rope;
 use crate::error::Error;
-use crate::moe::RouterSpec;
 
 const NAMES: Names = Names {
     hugging_face: &[
@@ -53,14 +51,13 @@ pub(super) fn describe(reader: &Reader<'_>, family: &str) -> Result<Config, Erro
     let blocks = sliding
         .iter()
         .enumerate()
-        .map(|(layer, &sliding)| BlockSpec {
-            mixer: MixerSpec::Attention(AttentionSpec { window: window.filter(|_| sliding), ..attention.clone() }),
-            feed_forward: if !dense.contains(&layer) && (layer + 1) % step == 0 {
-                FeedForwardSpec::Sparse(sparse.clone())
+        .map(|(layer, &sliding)| {
+            let attention = AttentionSpec { window: window.filter(|_| sliding), ..attention.clone() };
+            if !dense.contains(&layer) && (layer + 1) % step == 0 {
+                BlockSpec::sparse(attention, sparse.clone())
             } else {
-                FeedForwardSpec::Dense(shape.dense(activation))
-            },
-            sandwich: false,
+                BlockSpec::dense(attention, shape.dense(activation))
+            }
         })
         .collect();
     let tied = reader.flag("tie_word_embeddings", false)?;

@@ -2,9 +2,9 @@
 
 use super::config::{BlockSpec, Config};
 use super::feed_forward::FeedForward;
+use super::feed_forward::levers::{ExpertStore, Selection};
 use super::feed_forward::sources::Search;
 use super::feed_forward::sparse::SparseSpec;
-use super::feed_forward::streamed::ExpertStore;
 use super::mixer::Mixer;
 use super::names::{Convention, Norm, Part, Role};
 use super::precision::precision;
@@ -12,6 +12,7 @@ use crate::engine::{Activations, Weights};
 use crate::error::Error;
 use crate::load::{Checkpoint, FormatError, Rows, TensorView};
 use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackError, PackedMatrix};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Group of the formats that `weights="int8"` and `"int4"` make.
@@ -27,7 +28,9 @@ pub(super) struct Loader<'a> {
     pub(super) weights: Weights,
     pub(super) activations: Activations,
     /// Where experts are that do not stay in memory.
-    pub(super) store: Option<&'a ExpertStore>,
+    pub(super) store: Option<&'a dyn ExpertStore>,
+    /// Who chooses experts in place of the routers.
+    pub(super) selection: Option<Arc<dyn Selection>>,
     pub(super) done: &'a AtomicU64,
     pub(super) progress: &'a (dyn Fn(u64) + Sync),
 }
@@ -245,7 +248,7 @@ impl Loader<'_> {
     /// The matrix that `spec` describes, packed for its use.
     pub(super) fn matrix(&self, spec: &MatrixSpec, layer: usize) -> Result<PackedMatrix, Error> {
         let name = self.name(spec.stored, layer) + ".weight";
-        let tensor = self.checkpoint.require(&name, &spec.stored_shape())?;
+        let tensor = self.checkpoint.require_rows(&name, spec.stored_shape())?;
         let format = self.format(&tensor)?;
         let shape = (spec.rows, spec.columns);
         let packed = self.pack(&name, spec.role, shape, format, &tensor, |row| self.source(spec, row))?;

@@ -1,10 +1,9 @@
-//! Mixtures of experts: which experts a token goes to, and how evenly.
+//! Levers on mixtures of experts: experts larger than memory, fewer experts for a token; and how evenly tokens spread.
 
-mod router;
+mod levers;
+mod selection;
 mod statistics;
-pub(crate) mod stream;
+mod stream;
 
-pub use farthing_kernels::score::Score;
-pub use router::{Biases, GroupScore, Groups, Router, RouterScratch, RouterSpec};
+pub use levers::Levers;
 pub use statistics::RoutingStatistics;
-pub use stream::StreamStatistics;

@@ -3,8 +3,9 @@
 pub mod dense;
 pub mod sparse;
 
+pub mod levers;
+pub mod router;
 pub mod sources;
-pub(super) mod streamed;
 
 use super::forward::{Pass, Stream};
 use super::names::Role;

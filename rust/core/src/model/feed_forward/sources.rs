@@ -123,9 +123,8 @@ impl Source<'_> {
     pub(in crate::model) fn file_bytes(&self) -> u64 {
         (match &self.kind {
             Kind::Each(tensors) => tensors.first().map_or(0, TensorView::nbytes),
-            Kind::Stacked { tensor, rows, .. } | Kind::Transposed { tensor, rows, .. } => {
-                tensor.nbytes() / tensor.shape()[0] * self.n / rows
-            }
+            Kind::Stacked { tensor, .. } => tensor.nbytes() / tensor.rows() * self.n,
+            Kind::Transposed { tensor, rows, .. } => tensor.nbytes() / tensor.rows() * self.k * self.n / rows,
             Kind::Blocks { tensor, rows, .. } => tensor.nbytes() / tensor.experts() * self.n / rows,
         }) as u64
     }

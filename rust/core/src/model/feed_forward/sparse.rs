@@ -4,15 +4,18 @@ use super::super::forward::{Pass, Stream, sized};
 use super::super::names::{Part, Role};
 use super::super::precision::precision;
 use super::super::weights::{Linear, Loader, MatrixSpec};
+use super::FeedForwardSpec;
+use super::levers::{LayerShape, MatrixShape, Mixtures, Supply, Waves};
+use super::router::{Router, RouterScratch, RouterSpec};
 use super::sources::{Joined, Search, Source};
-use super::streamed::{self, Streamed};
+use crate::engine::Activations;
 use crate::error::Error;
-use crate::moe::stream::{LayerShape, MatrixShape, Writer};
-use crate::moe::{Router, RouterScratch, RouterSpec, Score};
+use crate::load::Metadata;
 use farthing_kernels::experts::{Biases, Expert, ExpertActivation, ExpertScratch, PackedExperts};
 use farthing_kernels::format::{Format, PackedMatrix};
 use farthing_kernels::matmul::{Input, Job, matmul};
-use farthing_kernels::score::score;
+use farthing_kernels::score::{Score, score};
+use std::path::Path;
 
 /// A mixture's description.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +57,7 @@ pub(in crate::model) struct Sparse {
     /// Those to choose from, then the shared one.
     experts: PackedExperts,
     /// Where those to choose from come and go.
-    streamed: Option<Streamed>,
+    supply: Option<Box<dyn Supply>>,
 }
 
 /// Buffers of the forward pass.
@@ -63,7 +66,10 @@ pub(super) struct Buffers {
     router: RouterScratch,
     input: Input,
     experts: ExpertScratch,
-    streamed: streamed::Buffers,
+    waves: Waves,
+    /// `(t, k)`: what the next layer may choose.
+    guessed_ids: Vec<u32>,
+    guessed_weights: Vec<f32>,
     /// `(t, k)`.
     ids: Vec<u32>,
     weights: Vec<f32>,
@@ -122,7 +128,8 @@ impl SparseSpec {
         let weight = loader.router(&MatrixSpec::new(Role::Router, experts, config.hidden), layer)?;
         let logit_bias = self.logit_bias.then(|| vector(Part::RouterBias)).transpose()?;
         let selection_bias = self.selection_bias.then(|| vector(Part::SelectionBias)).transpose()?;
-        let router = Router::new(self.router, weight, logit_bias, selection_bias, None)?;
+        let router =
+            Router::new(self.router, weight, logit_bias, selection_bias, None)?.selected_by(loader.selection.clone());
         let mut packed = PackedExperts::new(config.hidden, self.activation);
         let (sources, formats) = self.described(loader, layer)?;
         let biases = |source: &Source<'_>| search.biases(source.role, source.n);
@@ -150,8 +157,30 @@ impl SparseSpec {
             let expert = Expert { gate: Some(gate?), up: up?, down: down?, biases: None };
             packed.push(expert).expect("shapes that were asked for");
         }
-        let streamed = loader.store.and_then(|store| store.layer(layer, experts));
-        Ok(Sparse { spec: self.clone(), router, shared_router, experts: packed, streamed })
+        let supply = loader.store.and_then(|store| store.supply(layer, experts));
+        Ok(Sparse { spec: self.clone(), router, shared_router, experts: packed, supply })
+    }
+
+    /// The experts of block `layer`, whose matrices `sources` gives and `formats` pack.
+    pub(in crate::model) fn shape(
+        &self,
+        layer: usize,
+        sources: &[Source<'_>],
+        formats: &[Format],
+        activations: Activations,
+    ) -> LayerShape {
+        let shape = |(source, &format): (&Source<'_>, _)| {
+            let precision = precision(source.role, format, activations);
+            MatrixShape { n: source.n, k: source.k, format, precision }
+        };
+        let names: Vec<String> = sources.iter().map(Source::name).collect();
+        LayerShape {
+            layer,
+            experts: self.router.experts,
+            top_k: self.router.top_k,
+            source: names.join(" and "),
+            matrices: sources.iter().zip(formats).map(shape).collect(),
+        }
     }
 
     /// Where the experts' matrices lie, and the formats that they are packed in.
@@ -161,39 +190,59 @@ impl SparseSpec {
         let formats = sources.iter().map(format).collect::<Result<_, _>>()?;
         Ok((sources, formats))
     }
+}
 
-    /// What a store keeps of block `layer`.
-    pub(in crate::model) fn shape(&self, loader: &Loader<'_>, layer: usize) -> Result<LayerShape, Error> {
-        let (sources, formats) = self.described(loader, layer)?;
-        let shape = |(source, &format): (&Source<'_>, _)| {
-            let precision = precision(source.role, format, loader.activations);
-            MatrixShape { n: source.n, k: source.k, format, precision }
-        };
-        let names: Vec<String> = sources.iter().map(Source::name).collect();
-        Ok(LayerShape {
-            layer,
-            experts: self.router.experts,
-            top_k: self.router.top_k,
-            source: names.join(" and "),
-            matrices: sources.iter().zip(&formats).map(shape).collect(),
+impl Loader<'_> {
+    /// The layers with experts.
+    fn mixtures(&self) -> impl Iterator<Item = (usize, &SparseSpec)> {
+        self.config.blocks.iter().enumerate().filter_map(|(layer, block)| match &block.feed_forward {
+            FeedForwardSpec::Sparse(spec) => Some((layer, spec)),
+            FeedForwardSpec::Dense(_) => None,
         })
     }
 
-    /// Packs the experts of block `layer` into a store, one after the other.
-    pub(in crate::model) fn store(&self, loader: &Loader<'_>, layer: usize, writer: &mut Writer) -> Result<(), Error> {
-        let (sources, formats) = self.described(loader, layer)?;
-        for expert in 0..self.router.experts {
-            let matrices = pack(loader, &sources, &formats, expert)?;
-            let bytes: Vec<&[u8]> = matrices.iter().map(PackedMatrix::as_bytes).collect();
-            writer.push(&bytes)?;
-        }
-        writer.settle()
+    /// Where the experts of block `layer` lie, and the formats that they are packed in.
+    fn described(&self, layer: usize) -> Result<(&SparseSpec, Vec<Source<'_>>, Vec<Format>), Error> {
+        let (_, spec) = self.mixtures().find(|(found, _)| *found == layer).expect("a layer with experts");
+        let (sources, formats) = spec.described(self, layer)?;
+        Ok((spec, sources, formats))
+    }
+}
+
+impl Mixtures for Loader<'_> {
+    fn path(&self) -> &Path {
+        self.checkpoint.path()
     }
 
-    /// Bytes of the file that hold the experts of block `layer`.
-    pub(in crate::model) fn file_bytes(&self, loader: &Loader<'_>, layer: usize) -> Result<u64, Error> {
-        let (sources, _) = self.described(loader, layer)?;
-        Ok(sources.iter().map(|source| source.file_bytes() * self.router.experts as u64).sum())
+    fn identity(&self) -> String {
+        let container = match &self.checkpoint.metadata {
+            Metadata::HuggingFace(_) => "directory",
+            Metadata::Gguf(_) => "GGUF",
+        };
+        format!("{} {container}\n{}", self.config.family, self.checkpoint.identity())
+    }
+
+    fn wishes(&self) -> String {
+        format!("{:?} {:?}", self.weights, self.activations)
+    }
+
+    fn layers(&self) -> Result<Vec<LayerShape>, Error> {
+        let layers = self.mixtures().map(|(layer, spec)| {
+            let (sources, formats) = spec.described(self, layer)?;
+            Ok(spec.shape(layer, &sources, &formats, self.activations))
+        });
+        layers.collect()
+    }
+
+    fn pack(&self, layer: usize, each: &mut dyn FnMut(&[PackedMatrix]) -> Result<(), Error>) -> Result<(), Error> {
+        let (spec, sources, formats) = self.described(layer)?;
+        (0..spec.router.experts).try_for_each(|expert| each(&pack(self, &sources, &formats, expert)?))
+    }
+
+    fn found(&self, layer: usize) -> Result<(), Error> {
+        let (spec, sources, _) = self.described(layer)?;
+        self.read(sources.iter().map(|source| source.file_bytes() * spec.router.experts as u64).sum());
+        Ok(())
     }
 }
 
@@ -228,6 +277,11 @@ impl Sparse {
         &self.router
     }
 
+    /// Whether those to choose from come and go.
+    pub(in crate::model) fn streamed(&self) -> bool {
+        self.supply.is_some()
+    }
+
     /// Those to choose from, then the shared one.
     pub(in crate::model) fn experts(&self) -> &PackedExperts {
         &self.experts
@@ -242,23 +296,37 @@ impl Sparse {
         let (t, k) = (pass.rows(), self.spec.router.top_k);
         buffers.ids.resize(t * k, 0);
         let (ids, weights) = (&mut buffers.ids[..t * k], sized(&mut buffers.weights, t * k));
-        self.router
+        self.look(&mut buffers.router);
+        let departures = self
+            .router
             .route(pass.pool, &stream.normed, &[], &mut buffers.router, ids, weights)
             .expect("shapes checked at load");
-        if let Some(streamed) = &self.streamed {
-            streamed.begin(ids, &mut buffers.streamed);
+        if let Some(selection) = self.router.selection() {
+            selection.note((t * k) as u64, departures);
+        }
+        if let Some(supply) = &self.supply {
+            supply.begin(ids, &mut buffers.waves);
         }
     }
 
     /// Has the experts fetched that rows would choose if they came here as they are: `rows` is `(t, hidden)`, normed.
     pub(super) fn guess(&self, pass: &Pass<'_>, rows: &[f32], buffers: &mut Buffers) {
         let (t, k) = (pass.rows(), self.spec.router.top_k);
-        if let Some(streamed) = &self.streamed {
-            let streamed::Guess { ids, weights } = &mut buffers.streamed.guess;
+        if let Some(supply) = &self.supply {
+            let Buffers { guessed_ids: ids, guessed_weights: weights, router, .. } = buffers;
             ids.resize(t * k, 0);
             let (ids, weights) = (&mut ids[..t * k], sized(weights, t * k));
-            self.router.route(pass.pool, rows, &[], &mut buffers.router, ids, weights).expect("shapes checked at load");
-            streamed.guess(ids, k);
+            self.look(router);
+            self.router.route(pass.pool, rows, &[], router, ids, weights).expect("shapes checked at load");
+            supply.guess(ids, k);
+        }
+    }
+
+    /// Looks which experts are in memory, for a selection that asks.
+    fn look(&self, scratch: &mut RouterScratch) {
+        match (&self.supply, self.router.selection()) {
+            (Some(supply), Some(selection)) if selection.asks_residency() => supply.resident(&mut scratch.resident),
+            _ => scratch.resident.clear(),
         }
     }
 
@@ -303,8 +371,8 @@ impl Sparse {
                 self.experts.run(pool, x, ids, weights, scratch, out, add);
                 *read += scratch.statistics().weight_bytes as u64;
             };
-            if let Some(streamed) = &self.streamed {
-                return streamed.run(ids, &mut buffers.streamed, add, run);
+            if let Some(supply) = &self.supply {
+                return supply.run(ids, &mut buffers.waves, add, &mut run);
             }
             run(ids, add);
             Ok(())

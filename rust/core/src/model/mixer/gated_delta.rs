@@ -27,8 +27,10 @@ pub struct GatedDeltaSpec {
     pub value_dim: usize,
     /// Rows that the convolution sees.
     pub taps: usize,
-    /// Whether two tensors hold all inputs, key head by key head (Qwen3-Next).
+    /// Whether one tensor holds queries, keys, values and gates, key head by key head (Qwen3-Next).
     pub packed: bool,
+    /// Whether another holds decays and rates so (the same, and its GGUF files).
+    pub packed_rates: bool,
 }
 
 /// A gated delta rule's tensors.
@@ -88,29 +90,33 @@ impl GatedDeltaSpec {
             new(Role::DeltaRate, self.value_heads, hidden),
         ];
         let output = new(Role::DeltaOutput, hidden, values);
-        if !self.packed {
-            return [input, gate, decay, rate, output];
-        }
         // For each key head: its query, its key, its values, their gates; in another tensor their rates, their decays.
         let group = self.value_heads / self.key_heads;
         let (key, value) = (self.key_dim, group * self.value_dim);
         let section = |width, offset, period| Section { rows: self.key_heads * width, width, offset, period };
         let (all, gates) = (2 * key + 2 * value, 2 * group);
-        let inputs = vec![section(key, 0, all), section(key, key, all), section(value, 2 * key, all)];
-        [
-            input.sections(self.key_heads * all, inputs),
-            gate.sections(self.key_heads * all, vec![section(value, 2 * key + value, all)]),
-            decay.sections(self.key_heads * gates, vec![section(group, group, gates)]),
-            rate.sections(self.key_heads * gates, vec![section(group, 0, gates)]),
-            output,
-        ]
+        let (input, gate) = if self.packed {
+            let inputs = vec![section(key, 0, all), section(key, key, all), section(value, 2 * key, all)];
+            let gates = vec![section(value, 2 * key + value, all)];
+            (input.sections(self.key_heads * all, inputs), gate.sections(self.key_heads * all, gates))
+        } else {
+            (input, gate)
+        };
+        let (decay, rate) = if self.packed_rates {
+            let rows = self.key_heads * gates;
+            let (decays, rates) = (vec![section(group, group, gates)], vec![section(group, 0, gates)]);
+            (decay.sections(rows, decays), rate.sections(rows, rates))
+        } else {
+            (decay, rate)
+        };
+        [input, gate, decay, rate, output]
     }
 
     pub(super) fn load(&self, loader: &Loader<'_>, layer: usize) -> Result<GatedDelta, Error> {
         let [input, gate, decay, rate, output] = self.matrices(loader.config.hidden);
         let gguf = loader.convention == Convention::Gguf;
-        // llama.cpp's converter lets value heads go round the key heads, and has taken the exponential.
-        let heads = self.heads(gguf);
+        // llama.cpp's converter has taken the exponential, and lets value heads go round the key heads but in Qwen3-Next.
+        let heads = self.heads(gguf && !self.packed_rates);
         let vector = |part| loader.vector(&loader.name(part, layer), self.value_heads);
         let mut negative = vector(Part::DeltaDecay)?;
         if !gguf {

@@ -45,6 +45,8 @@ pub struct LatentAttentionSpec {
     pub interleaved: bool,
     /// Biases on the maps into the latents, and on the output.
     pub bias: bool,
+    /// Whether files hold the maps from the latent in two tensors, those to keys turned (llama.cpp).
+    pub split: bool,
 }
 
 /// How queries grow with their position.
@@ -74,6 +76,9 @@ pub(in crate::model) struct LatentAttention {
     /// `(hidden, heads * value)`.
     output: Linear,
 }
+
+/// For each head its maps from the latent to keys and to values.
+type Ups = (Vec<PackedMatrix>, Vec<PackedMatrix>);
 
 /// Buffers of the forward pass.
 #[derive(Default)]
@@ -123,7 +128,14 @@ impl LatentAttentionSpec {
 
     pub(super) fn matrices(&self, hidden: usize) -> Vec<MatrixSpec> {
         let latent = self.query_latent.map(|width| MatrixSpec::new(Role::LatentQuery, width, hidden).biased(self.bias));
-        let part = |role, rows, columns| MatrixSpec::new(role, rows, columns).part_of(Part::KeyValueUp, self.up());
+        let part = |role, rows, columns| {
+            let spec = MatrixSpec::new(role, rows, columns);
+            if self.split {
+                spec.part_of(Part::Matrix(role), [self.heads * rows, columns])
+            } else {
+                spec.part_of(Part::KeyValueUp, self.up())
+            }
+        };
         let ups = (0..self.heads).flat_map(|_| {
             [part(Role::KeyUp, self.latent, self.plain_dim), part(Role::ValueUp, self.value_dim, self.latent)]
         });
@@ -137,6 +149,37 @@ impl LatentAttentionSpec {
             let linear = loader.linear(&MatrixSpec::new(Role::LatentQuery, width, hidden).biased(self.bias), layer)?;
             Ok::<_, Error>((linear, loader.norm(Norm::LatentQuery, layer, width)?))
         };
+        let (key_up, value_up) =
+            if self.split { self.load_split(loader, layer)? } else { self.load_joined(loader, layer)? };
+        let output = MatrixSpec::new(Role::AttentionOutput, hidden, self.heads * self.value_dim).biased(self.bias);
+        Ok(LatentAttention {
+            spec: self.clone(),
+            query_latent: self.query_latent.map(query_latent).transpose()?,
+            query: loader.linear(&self.queries(hidden), layer)?,
+            key: loader.linear(&self.keys(hidden), layer)?,
+            latent_norm: loader.norm(Norm::LatentKey, layer, self.latent)?,
+            key_up,
+            value_up,
+            output: loader.linear(&output, layer)?,
+        })
+    }
+
+    /// The heads' maps from the latent to keys, `(latent, plain)` each, and to values, `(value, latent)`: two tensors.
+    fn load_split(&self, loader: &Loader<'_>, layer: usize) -> Result<Ups, Error> {
+        let read = |role, n: usize, k: usize| {
+            let name = loader.name(Part::Matrix(role), layer) + ".weight";
+            let tensor = loader.checkpoint.require(&name, &[self.heads, n, k])?;
+            let format = loader.format(&tensor)?;
+            let head = |head| loader.pack(&name, role, (n, k), format, &tensor, |row| head * n + row);
+            let packed = (0..self.heads).map(head).collect::<Result<Vec<_>, _>>()?;
+            loader.finished(&tensor);
+            Ok::<_, Error>(packed)
+        };
+        Ok((read(Role::KeyUp, self.latent, self.plain_dim)?, read(Role::ValueUp, self.value_dim, self.latent)?))
+    }
+
+    /// The same, out of one tensor `(heads * (plain + value), latent)`.
+    fn load_joined(&self, loader: &Loader<'_>, layer: usize) -> Result<Ups, Error> {
         let name = loader.name(Part::KeyValueUp, layer) + ".weight";
         let tensor = loader.checkpoint.require(&name, &self.up())?;
         let format = loader.format(&tensor)?;
@@ -155,17 +198,7 @@ impl LatentAttentionSpec {
             value_up.push(pack(Role::ValueUp, shape, format, &tensor, first + self.plain_dim)?);
         }
         loader.finished(&tensor);
-        let output = MatrixSpec::new(Role::AttentionOutput, hidden, self.heads * self.value_dim).biased(self.bias);
-        Ok(LatentAttention {
-            spec: self.clone(),
-            query_latent: self.query_latent.map(query_latent).transpose()?,
-            query: loader.linear(&self.queries(hidden), layer)?,
-            key: loader.linear(&self.keys(hidden), layer)?,
-            latent_norm: loader.norm(Norm::LatentKey, layer, self.latent)?,
-            key_up,
-            value_up,
-            output: loader.linear(&output, layer)?,
-        })
+        Ok((key_up, value_up))
     }
 }
 

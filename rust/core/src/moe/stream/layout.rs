@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use crate::checksum::checksum;
 use crate::error::Error;
-use farthing_kernels::format::{Format, Precision};
+use crate::model::feed_forward::levers::{LayerShape, MatrixShape};
 
 const MAGIC: &[u8; 16] = b"farthing experts";
 /// Of the file format.
@@ -25,28 +25,6 @@ const PAGE: usize = 4096;
 const LINE: usize = 64;
 /// Bytes that a reader fetches and checks at once, at most.
 pub(super) const PIECE: usize = 2 << 20;
-
-/// One of an expert's matrices, `(n, k)`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MatrixShape {
-    pub(crate) n: usize,
-    pub(crate) k: usize,
-    pub(crate) format: Format,
-    pub(crate) precision: Precision,
-}
-
-/// The experts of one layer.
-#[derive(Clone, Debug)]
-pub(crate) struct LayerShape {
-    /// Number of the block.
-    pub(crate) layer: usize,
-    pub(crate) experts: usize,
-    /// Experts of one token.
-    pub(crate) top_k: usize,
-    /// What tells two sources of the same shapes apart.
-    pub(crate) source: String,
-    pub(crate) matrices: Vec<MatrixShape>,
-}
 
 #[derive(Debug)]
 struct Layer {

@@ -3,13 +3,11 @@
 //! The file is a map of which the kernels read as they read memory, so that results cannot depend on what is there. Those
 //! that a step needs are fetched first, by several readers at once; the least recently used ones leave.
 
+mod experts;
 mod file;
 mod layout;
 mod residency;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use file::{Store, Writer, store_path};
-pub(crate) use layout::{LayerShape, Layout, MatrixShape};
-pub(crate) use residency::Residency;
-pub use residency::StreamStatistics;
+pub(crate) use experts::{StreamedExperts, resident_bytes};

@@ -10,29 +10,13 @@ use super::file::Store;
 use super::layout::{Layout, pieces};
 use crate::checksum::checksum;
 use crate::error::Error;
+use crate::ledger::ExpertCounts;
 use farthing_kernels::file_map::FileMap;
 
 /// Threads that read; more do not make a disk faster.
 const READERS: usize = 4;
 /// This part of the budget is kept free, so that reads need not wait for evictions.
 const SPARE: usize = 32;
-
-/// What a memory of experts has seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StreamStatistics {
-    /// Experts that were in memory when a step needed them.
-    pub hits: u64,
-    /// Experts that were not.
-    pub misses: u64,
-    /// Bytes that were fetched.
-    pub bytes: u64,
-    /// Experts that left.
-    pub evictions: u64,
-    /// Experts that were fetched because a layer's router might choose them.
-    pub guesses: u64,
-    /// Of which so many were needed before they left.
-    pub right_guesses: u64,
-}
 
 /// A memory of at most `budget` bytes of a store's experts, and the threads that fill it.
 #[derive(Debug)]
@@ -108,7 +92,7 @@ struct State {
     urgent: VecDeque<Fetch>,
     guessed: VecDeque<Fetch>,
     leaving: VecDeque<usize>,
-    statistics: StreamStatistics,
+    counts: ExpertCounts,
     fault: Option<String>,
     closing: bool,
 }
@@ -163,8 +147,16 @@ impl Residency {
     }
 
     /// Counts so far.
-    pub(crate) fn statistics(&self) -> StreamStatistics {
-        self.shared.lock().statistics
+    pub(crate) fn counts(&self) -> ExpertCounts {
+        self.shared.lock().counts
+    }
+
+    /// Which of `experts` are here, coming, or not gone yet.
+    pub(crate) fn resident(&self, experts: Range<usize>, out: &mut Vec<bool>) {
+        let state = self.shared.lock();
+        out.clear();
+        let gone = |slot: &Slot| matches!(slot.presence, Presence::Absent | Presence::Dropped);
+        out.extend(state.slots[experts].iter().map(|slot| !gone(slot)));
     }
 
     /// Pins `experts`, distinct ones that the budget holds beside all others that are pinned, and has them fetched.
@@ -181,7 +173,7 @@ impl Residency {
             let slot = &mut state.slots[expert];
             slot.pins += 1;
             if std::mem::take(&mut slot.guessed) {
-                state.statistics.right_guesses += 1;
+                state.counts.right_guesses += 1;
             }
             match slot.presence {
                 Presence::Here => {
@@ -196,17 +188,17 @@ impl Residency {
                     let (mine, rest) = state.guessed.iter().partition::<VecDeque<_>, _>(|job| job.expert == expert);
                     state.urgent.extend(mine);
                     state.guessed = rest;
-                    state.statistics.misses += 1;
+                    state.counts.misses += 1;
                     continue;
                 }
                 Presence::Absent | Presence::Dropped => {
                     missing.push(expert);
                     need += length;
-                    state.statistics.misses += 1;
+                    state.counts.misses += 1;
                     continue;
                 }
             }
-            state.statistics.hits += 1;
+            state.counts.hits += 1;
         }
         shared.forget_guesses(&mut state);
         while !shared.make_room(&mut state, need) && state.fault.is_none() {
@@ -255,7 +247,7 @@ impl Residency {
             return;
         }
         state.promised += length;
-        state.statistics.guesses += 1;
+        state.counts.guesses += 1;
         let count = shared.experts[expert].sums.len();
         state.slots[expert].presence = Presence::Coming(count);
         state.slots[expert].guessed = true;
@@ -318,7 +310,7 @@ impl Shared {
             let slot = &mut state.slots[expert];
             (slot.presence, slot.guessed) = (Presence::Absent, false);
             state.promised -= self.experts[expert].range.len();
-            state.statistics.guesses -= 1;
+            state.counts.guesses -= 1;
         }
     }
 
@@ -369,7 +361,7 @@ impl Shared {
                     state.present -= range.len();
                     state.slots[expert].presence = Presence::Absent;
                     state.slots[expert].guessed = false;
-                    state.statistics.evictions += 1;
+                    state.counts.evictions += 1;
                     self.work.notify_all();
                     state
                 }
@@ -396,7 +388,7 @@ impl Shared {
             state.fault.get_or_insert(fault);
             return state;
         }
-        state.statistics.bytes += range.len() as u64;
+        state.counts.bytes += range.len() as u64;
         if let Presence::Coming(left) = state.slots[job.expert].presence {
             let slot = &mut state.slots[job.expert];
             slot.presence = if left > 1 { Presence::Coming(left - 1) } else { Presence::Here };

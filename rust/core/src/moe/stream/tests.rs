@@ -1,9 +1,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::layout::pieces;
-use super::{LayerShape, Layout, MatrixShape, Residency, Store, Writer};
+use super::file::{Store, Writer};
+use super::layout::{Layout, pieces};
+use super::residency::Residency;
 use crate::error::Error;
+use crate::model::feed_forward::levers::{LayerShape, MatrixShape};
 use farthing_kernels::format::{Bits, FloatType, Format, Offset, PackedMatrix, Precision};
 
 /// A directory that is gone when it is dropped.
@@ -185,7 +187,7 @@ fn eight_threads_find_the_bytes_they_ask_for_within_the_budget() {
             });
         }
     });
-    let counts = residency.statistics();
+    let counts = residency.counts();
     assert_eq!(counts.hits + counts.misses, 8 * 40);
     assert!(counts.evictions > 10 && counts.right_guesses <= counts.guesses, "{counts:?}");
     assert!(counts.misses >= 12 && counts.bytes > budget as u64, "{counts:?}");
@@ -198,11 +200,11 @@ fn the_least_recently_used_leave() {
     let large = layout.layer(4).unwrap().1;
     let residency = Residency::new(&store, &layout, 3 * large as u64).unwrap();
     let mut use_one = |expert: usize| {
-        let before = residency.statistics().misses;
+        let before = residency.counts().misses;
         residency.demand(&[expert]);
         residency.wait(&[expert]).unwrap();
         residency.release(&[expert]);
-        residency.statistics().misses > before
+        residency.counts().misses > before
     };
     let missed: Vec<bool> = [5, 6, 7, 5, 8, 5, 7, 6].map(&mut use_one).to_vec();
     assert_eq!(missed, [true, true, true, false, true, false, false, true]);

@@ -11,7 +11,8 @@
 //! w = w / (Σ w + epsilon) · scale     if renormalised
 //! ```
 //!
-//! All of it in f32. A row depends on its own logits alone, and has the same bits on every instruction set.
+//! All of it in f32. A row depends on its own logits alone, and has the same bits on every instruction set. A
+//! [`Selection`] may choose otherwise.
 
 use farthing_kernels::format::{Format, PackedMatrix};
 use farthing_kernels::matmul::{Input, Job, matmul};
@@ -19,7 +20,10 @@ use farthing_kernels::pool::Pool;
 use farthing_kernels::score::{Score, renormalize, score};
 use farthing_kernels::topk::top_k;
 
+use super::levers::{Departures, Selection};
 use crate::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How logits become experts and weights; the weights of a layer's router are not part of it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,6 +77,21 @@ pub struct Biases<'a> {
     pub selection: Option<&'a [f32]>,
 }
 
+/// Who chooses the experts of each row.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Choice<'a> {
+    /// The router: the best scores.
+    #[default]
+    Best,
+    /// Nobody: these are the ids, `(t, k)`.
+    Given(&'a [u32]),
+    /// Somebody who knows which experts are in memory, `(e,)`; nothing where all are.
+    By(&'a dyn Selection, &'a [bool]),
+}
+
+/// The id of an expert that was chosen and is left out; its weight is 0.
+pub const LEFT_OUT: u32 = u32::MAX;
+
 fn within(name: &'static str, got: usize, expected: std::ops::RangeInclusive<usize>, what: &str) -> Result<(), Error> {
     if expected.contains(&got) {
         return Ok(());
@@ -88,12 +107,12 @@ impl RouterSpec {
     /// Softmax over all experts, the best `top_k` of them with their weights as they are.
     ///
     /// ```
-    /// use farthing::moe::{Biases, RouterSpec};
+    /// use farthing::model::feed_forward::router::{Biases, Choice, RouterSpec};
     /// use farthing_kernels::pool::Pool;
     ///
     /// let spec = RouterSpec { renormalize: Some(0.0), ..RouterSpec::softmax(4, 2) };
     /// let (mut logits, mut ids, mut weights) = ([0.0, 1.0, -1.0, 1.0], [0; 2], [0.0; 2]);
-    /// spec.select(&Pool::new(1), &mut logits, Biases::default(), None, &mut ids, &mut weights)?;
+    /// spec.select(&Pool::new(1), &mut logits, Biases::default(), Choice::Best, &mut ids, &mut weights)?;
     /// assert_eq!((ids, weights), ([1, 3], [0.5, 0.5]));
     /// # Ok::<(), farthing::error::Error>(())
     /// ```
@@ -153,8 +172,8 @@ impl RouterSpec {
         Ok(())
     }
 
-    /// `ids` and `weights`: (t, k) for `logits`: (t, e), which become scores; `chosen`: (t, k) are experts that need no
-    /// choice. The ids of a row descend by what chose them.
+    /// `ids` and `weights`: (t, k) for `logits`: (t, e), which become scores. The ids of a row descend by what chose
+    /// them.
     ///
     /// The ids of a row that are not given are distinct whatever its logits are. A NaN among them makes the row's
     /// weights NaN under softmax; under other scores its expert is chosen last, with a weight of NaN.
@@ -163,10 +182,10 @@ impl RouterSpec {
         pool: &Pool,
         logits: &mut [f32],
         biases: Biases<'_>,
-        chosen: Option<&[u32]>,
+        choice: Choice<'_>,
         ids: &mut [u32],
         weights: &mut [f32],
-    ) -> Result<(), Error> {
+    ) -> Result<Departures, Error> {
         self.check()?;
         let (e, k) = (self.experts, self.top_k);
         if !logits.len().is_multiple_of(e) {
@@ -177,12 +196,13 @@ impl RouterSpec {
         length("selection_bias", biases.selection.map_or(e, <[f32]>::len), e)?;
         length("ids", ids.len(), rows * k)?;
         length("weights", weights.len(), rows * k)?;
-        if let Some(chosen) = chosen {
+        if let Choice::Given(chosen) = choice {
             length("chosen", chosen.len(), rows * k)?;
             if let Some(id) = chosen.iter().find(|id| **id as usize >= e) {
                 return Err(Error::argument("chosen", format!("expert {id}"), format!("0 to {}", e - 1)));
             }
         }
+        let (skipped, substituted) = (AtomicU64::new(0), AtomicU64::new(0));
         pool.rows_of_three((logits, e), (ids, k), (weights, k), |first, scores, ids, weights| {
             if let Some(bias) = biases.logit {
                 for row in scores.chunks_exact_mut(e) {
@@ -190,13 +210,21 @@ impl RouterSpec {
                 }
             }
             score(self.score, scores, e);
-            match chosen {
-                Some(chosen) => ids.copy_from_slice(&chosen[first * k..first * k + ids.len()]),
-                None => self.choose(scores, biases.selection, ids),
+            let mut selection = None;
+            match choice {
+                Choice::Given(chosen) => ids.copy_from_slice(&chosen[first * k..first * k + ids.len()]),
+                Choice::Best => self.choose(scores, biases.selection, ids),
+                Choice::By(by, resident) => {
+                    let best = |scores: &[f32], ids: &mut [u32]| self.choose(scores, biases.selection, ids);
+                    let rows = scores.chunks_exact(e).zip(ids.chunks_exact_mut(k));
+                    let count = rows.map(|(scores, ids)| by.choose(self.score, scores, resident, ids, &best)).sum();
+                    substituted.fetch_add(count, Ordering::Relaxed);
+                    selection = Some(by);
+                }
             }
-            self.weigh(scores, ids, weights);
+            skipped.fetch_add(self.weigh(scores, ids, weights, selection), Ordering::Relaxed);
         });
-        Ok(())
+        Ok(Departures { skipped: skipped.into_inner(), substituted: substituted.into_inner() })
     }
 
     /// The experts of each row of `scores`: (t, e).
@@ -217,14 +245,25 @@ impl RouterSpec {
         top_k(&choice, e, k, ids);
     }
 
-    /// The weights of the experts of each row.
-    fn weigh(&self, scores: &[f32], ids: &[u32], weights: &mut [f32]) {
+    /// The weights of the experts of each row; returns how many were left out.
+    fn weigh(&self, scores: &[f32], ids: &mut [u32], weights: &mut [f32], selection: Option<&dyn Selection>) -> u64 {
         let (e, k) = (self.experts, self.top_k);
         for ((scores, ids), weights) in scores.chunks_exact(e).zip(ids.chunks_exact(k)).zip(weights.chunks_exact_mut(k))
         {
             weights.iter_mut().zip(ids).for_each(|(weight, id)| *weight = scores[*id as usize]);
         }
         score(self.post, weights, k);
+        let mut skipped = 0;
+        if let Some(selection) = selection {
+            for (ids, weights) in ids.chunks_exact_mut(k).zip(weights.chunks_exact_mut(k)) {
+                let count = selection.leave_out(ids, weights);
+                // A softmax over the chosen is one over those that stay.
+                if count > 0 && self.post == Score::Softmax {
+                    renormalize(weights, k, 0.0);
+                }
+                skipped += count;
+            }
+        }
         if let Some(epsilon) = self.renormalize {
             renormalize(weights, k, epsilon);
         }
@@ -233,6 +272,7 @@ impl RouterSpec {
                 *weight *= self.scale;
             }
         }
+        skipped
     }
 
     /// The share of all experts' scores that the chosen ones have, for each row of `scores`: (t, e), as
@@ -305,6 +345,8 @@ pub struct Router {
     selection_bias: Option<Vec<f32>>,
     /// (vocabulary, k)
     table: Option<Vec<u32>>,
+    /// Who chooses in its place.
+    selection: Option<Arc<dyn Selection>>,
 }
 
 /// What routing needs beside its inputs, kept between calls.
@@ -313,6 +355,8 @@ pub struct RouterScratch {
     input: Input,
     logits: Vec<f32>,
     chosen: Vec<u32>,
+    /// `(e,)` experts that are in memory, for whoever chooses by that; nothing where all are.
+    pub(super) resident: Vec<bool>,
 }
 
 impl RouterScratch {
@@ -346,7 +390,18 @@ impl Router {
                 return Err(Error::argument("table", got, format!("0 to {}", spec.experts - 1)));
             }
         }
-        Ok(Router { spec, weight, logit_bias, selection_bias, table })
+        Ok(Router { spec, weight, logit_bias, selection_bias, table, selection: None })
+    }
+
+    /// The same, with somebody else choosing; where experts follow from the token's id, nobody can.
+    #[must_use]
+    pub fn selected_by(self, selection: Option<Arc<dyn Selection>>) -> Router {
+        Router { selection, ..self }
+    }
+
+    /// Who chooses in its place.
+    pub(super) fn selection(&self) -> Option<&dyn Selection> {
+        self.selection.as_deref()
     }
 
     /// How it routes.
@@ -373,18 +428,19 @@ impl Router {
         scratch: &mut RouterScratch,
         ids: &mut [u32],
         weights: &mut [f32],
-    ) -> Result<(), Error> {
+    ) -> Result<Departures, Error> {
         let h = self.weight.columns();
         if !x.len().is_multiple_of(h) {
             return Err(Error::argument("x", format!("{} numbers", x.len()), format!("rows of {h}")));
         }
         let rows = x.len() / h;
-        let chosen = match &self.table {
-            None => None,
-            Some(table) => {
+        let choice = match (&self.table, &self.selection) {
+            (None, None) => Choice::Best,
+            (None, Some(selection)) => Choice::By(&**selection, &scratch.resident),
+            (Some(table), _) => {
                 length("token_ids", tokens.len(), rows)?;
                 look_up(table, self.spec.top_k, tokens, &mut scratch.chosen)?;
-                Some(&*scratch.chosen)
+                Choice::Given(&scratch.chosen)
             }
         };
         scratch.logits.resize(rows * self.spec.experts, 0.0);
@@ -392,7 +448,7 @@ impl Router {
         let job = Job { matrix: &self.weight, bias: None, add: false, out: &mut scratch.logits };
         matmul(pool, x, rows, &scratch.input, &mut [job]);
         let biases = Biases { logit: self.logit_bias.as_deref(), selection: self.selection_bias.as_deref() };
-        self.spec.select(pool, &mut scratch.logits, biases, chosen, ids, weights)
+        self.spec.select(pool, &mut scratch.logits, biases, choice, ids, weights)
     }
 }
 

@@ -13,11 +13,11 @@ fn route(
     threads: usize,
     logits: &[f32],
     biases: Biases<'_>,
-    chosen: Option<&[u32]>,
+    choice: Choice<'_>,
 ) -> Result<(Vec<u32>, Vec<f32>), Error> {
     let slots = logits.len() / spec.experts.max(1) * spec.top_k;
     let (mut ids, mut weights) = (vec![u32::MAX; slots], vec![f32::NAN; slots]);
-    spec.select(&Pool::new(threads), &mut logits.to_vec(), biases, chosen, &mut ids, &mut weights)?;
+    spec.select(&Pool::new(threads), &mut logits.to_vec(), biases, choice, &mut ids, &mut weights)?;
     Ok((ids, weights))
 }
 
@@ -37,7 +37,7 @@ fn only_kept_groups_are_chosen_from_and_the_bias_weighs_nothing() {
     let spec = deepseek(32, 4, 8, 2);
     let (logits, bias) = (numbers(1, 200 * 32), numbers(2, 32));
     let biases = Biases { selection: Some(&bias), ..Biases::default() };
-    let (ids, weights) = route(&spec, 1, &logits, biases, None).unwrap();
+    let (ids, weights) = route(&spec, 1, &logits, biases, Choice::Best).unwrap();
     for ((logits, ids), weights) in logits.chunks(32).zip(ids.chunks(4)).zip(weights.chunks(4)) {
         let score = |id: u32| 1.0 / (1.0 + (-f64::from(logits[id as usize])).exp());
         let choice = |id: u32| score(id) + f64::from(bias[id as usize]);
@@ -64,10 +64,10 @@ fn threads_and_other_rows_change_no_bit() {
     let logits = numbers(3, 300 * 128);
     let bias = numbers(4, 128);
     let biases = Biases { selection: Some(&bias), logit: Some(&bias) };
-    let all = route(&spec, 1, &logits, biases, None).unwrap();
-    assert_eq!(route(&spec, 3, &logits, biases, None).unwrap(), all);
+    let all = route(&spec, 1, &logits, biases, Choice::Best).unwrap();
+    assert_eq!(route(&spec, 3, &logits, biases, Choice::Best).unwrap(), all);
     for row in [0, 7, 299] {
-        let one = route(&spec, 1, &logits[row * 128..(row + 1) * 128], biases, None).unwrap();
+        let one = route(&spec, 1, &logits[row * 128..(row + 1) * 128], biases, Choice::Best).unwrap();
         assert_eq!(one, (all.0[row * 8..(row + 1) * 8].to_vec(), all.1[row * 8..(row + 1) * 8].to_vec()));
     }
 }
@@ -76,16 +76,16 @@ fn threads_and_other_rows_change_no_bit() {
 fn zero_in_place_of_masked_scores_can_win() {
     let groups = Groups { count: 2, kept: 1, score: GroupScore::Maximum, masked_fill: 0.0 };
     let spec = RouterSpec { score: Score::Identity, groups: Some(groups), ..RouterSpec::softmax(4, 2) };
-    let (ids, weights) = route(&spec, 1, &[5.0, -1.0, 2.0, 3.0], Biases::default(), None).unwrap();
+    let (ids, weights) = route(&spec, 1, &[5.0, -1.0, 2.0, 3.0], Biases::default(), Choice::Best).unwrap();
     assert_eq!((ids, weights), (vec![0, 2], vec![5.0, 2.0]));
 }
 
 #[test]
 fn chosen_experts_keep_their_places() {
     let spec = RouterSpec { score: Score::SqrtSoftplus, renormalize: Some(1e-20), ..RouterSpec::softmax(4, 2) };
-    let (ids, weights) = route(&spec, 1, &[0.0, 3.0, 0.0, -1.0], Biases::default(), Some(&[2, 0])).unwrap();
+    let (ids, weights) = route(&spec, 1, &[0.0, 3.0, 0.0, -1.0], Biases::default(), Choice::Given(&[2, 0])).unwrap();
     assert_eq!((ids, weights), (vec![2, 0], vec![0.5, 0.5]));
-    let error = route(&spec, 1, &[0.0; 4], Biases::default(), Some(&[2, 4])).unwrap_err();
+    let error = route(&spec, 1, &[0.0; 4], Biases::default(), Choice::Given(&[2, 4])).unwrap_err();
     assert_eq!(error.to_string(), "chosen: got expert 4, expected 0 to 3");
 }
 
@@ -93,20 +93,21 @@ fn chosen_experts_keep_their_places() {
 fn odd_rows_have_distinct_experts() {
     for spec in [RouterSpec::softmax(8, 8), deepseek(8, 3, 2, 1)] {
         for value in [0.0, f32::NAN, f32::NEG_INFINITY, f32::INFINITY, -1e30] {
-            let (mut ids, _) = route(&spec, 1, &[value; 8], Biases::default(), None).unwrap();
+            let (mut ids, _) = route(&spec, 1, &[value; 8], Biases::default(), Choice::Best).unwrap();
             ids.sort_unstable();
             ids.dedup();
             assert_eq!(ids.len(), spec.top_k, "{value}");
         }
     }
     let logits = [9.0, 9.0, f32::NAN, f32::NAN, 0.0, 1.0, 2.0, 3.0];
-    let (ids, weights) = route(&deepseek(8, 4, 2, 1), 1, &logits, Biases::default(), None).unwrap();
+    let (ids, weights) = route(&deepseek(8, 4, 2, 1), 1, &logits, Biases::default(), Choice::Best).unwrap();
     assert_eq!(ids, [0, 1, 2, 3]);
     assert!(weights[2].is_nan());
-    let (ids, weights) = route(&RouterSpec::softmax(3, 2), 1, &[1.0, f32::NAN, 0.0], Biases::default(), None).unwrap();
+    let (ids, weights) =
+        route(&RouterSpec::softmax(3, 2), 1, &[1.0, f32::NAN, 0.0], Biases::default(), Choice::Best).unwrap();
     assert_eq!(ids, [0, 1]);
     assert!(weights.iter().all(|weight| weight.is_nan()));
-    assert_eq!(route(&deepseek(8, 3, 2, 1), 1, &[], Biases::default(), None).unwrap(), (vec![], vec![]));
+    assert_eq!(route(&deepseek(8, 3, 2, 1), 1, &[], Biases::default(), Choice::Best).unwrap(), (vec![], vec![]));
 }
 
 #[test]
@@ -132,12 +133,15 @@ fn impossible_wishes_are_errors() {
         (RouterSpec { scale: f32::NAN, ..softmax }, "routed_scaling_factor: got NaN, expected a finite number"),
     ] {
         assert_eq!(spec.check().unwrap_err().to_string(), message);
-        assert!(route(&spec, 1, &[0.0; 8], Biases::default(), None).is_err_and(|error| error.to_string() == message));
+        assert!(
+            route(&spec, 1, &[0.0; 8], Biases::default(), Choice::Best)
+                .is_err_and(|error| error.to_string() == message)
+        );
     }
     let biases = Biases { selection: Some(&[0.0; 7]), ..Biases::default() };
-    let error = route(&softmax, 1, &[0.0; 8], biases, None).unwrap_err();
+    let error = route(&softmax, 1, &[0.0; 8], biases, Choice::Best).unwrap_err();
     assert_eq!(error.to_string(), "selection_bias: got 7 numbers, expected 8");
-    let error = route(&softmax, 1, &[0.0; 9], Biases::default(), None).unwrap_err();
+    let error = route(&softmax, 1, &[0.0; 9], Biases::default(), Choice::Best).unwrap_err();
     assert_eq!(error.to_string(), "logits: got 9 numbers, expected rows of 8 experts");
 }
 
