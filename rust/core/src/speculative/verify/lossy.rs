@@ -91,7 +91,8 @@ pub fn relaxed<F: Float>(p: &Rows<'_, F>, shape: &Shape, top: usize, delta: f64)
         let stays = |&child: &usize| {
             let token = shape.token(child);
             let p = law.of(token);
-            let rank = law.probabilities().enumerate().filter(|&(other, q)| q > p || (q == p && other < token as usize));
+            let rank =
+                law.probabilities().enumerate().filter(|&(other, q)| q > p || (q == p && other < token as usize));
             p >= law.of(mode) - delta && rank.take(top).count() < top
         };
         match shape.children(row).find(stays) {
@@ -111,7 +112,10 @@ pub fn ensemble<F: Float>(
 ) -> Result<Verdict, Error> {
     share("weight", weight, 0.0..=1.0)?;
     let Some(q) = draft.chain(p, "ensemble")? else {
-        return Err(Error::unsupported("a one-hot draft under ensemble verification", "it takes drafts drawn from a law q"));
+        return Err(Error::unsupported(
+            "a one-hot draft under ensemble verification",
+            "it takes drafts drawn from a law q",
+        ));
     };
     let mut verdict = Verdict::root();
     for row in 0..draft.shape.len() {

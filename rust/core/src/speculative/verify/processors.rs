@@ -34,7 +34,11 @@ pub fn laws<'a>(
     allowed: impl Fn(usize) -> Option<&'a [u64]>,
 ) -> Result<(), Error> {
     if width == 0 || !logits.len().is_multiple_of(width) {
-        return Err(Error::argument("logits", format!("{} numbers", logits.len()), format!("rows of {width}, 1 or more")));
+        return Err(Error::argument(
+            "logits",
+            format!("{} numbers", logits.len()),
+            format!("rows of {width}, 1 or more"),
+        ));
     }
     shape.check(logits.len() / width, width)?;
     for (row, logits) in logits.chunks_exact_mut(width).enumerate() {

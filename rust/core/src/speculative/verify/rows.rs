@@ -19,7 +19,11 @@ impl<'a, F: Float> Rows<'a, F> {
     /// Rows of `width` weights, none negative, none infinite, in no row all zero.
     pub fn new(name: &'static str, weights: &'a [F], width: usize) -> Result<Rows<'a, F>, Error> {
         if width == 0 || !weights.len().is_multiple_of(width) {
-            return Err(Error::argument(name, format!("{} weights", weights.len()), format!("rows of {width}, 1 or more")));
+            return Err(Error::argument(
+                name,
+                format!("{} weights", weights.len()),
+                format!("rows of {width}, 1 or more"),
+            ));
         }
         let mut totals = Vec::with_capacity(weights.len() / width);
         for (row, weights) in weights.chunks_exact(width).enumerate() {

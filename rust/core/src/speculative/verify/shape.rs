@@ -118,6 +118,9 @@ impl Shape {
 impl From<&DraftTree> for Shape {
     fn from(tree: &DraftTree) -> Shape {
         let tokens = tree.nodes().iter().map(|node| node.token).collect();
-        Shape::linked(tokens, tree.nodes().iter().map(|node| node.parent.map_or(0, |parent| parent as usize + 1)).collect())
+        Shape::linked(
+            tokens,
+            tree.nodes().iter().map(|node| node.parent.map_or(0, |parent| parent as usize + 1)).collect(),
+        )
     }
 }

@@ -23,7 +23,8 @@ pub fn traversal<F: Float>(p: &Rows<'_, F>, draft: &Draft<'_, F>, coin: &mut imp
     draft.check(p)?;
     let Origin::Sampled { q, siblings } = draft.origin else { return sampled(p, draft.shape, coin) };
     let shape = draft.shape;
-    let visit = |row: usize, mass: f64| Visit { row, mass, left: Left::new(p.law(row)), child: shape.children(row).next() };
+    let visit =
+        |row: usize, mass: f64| Visit { row, mass, left: Left::new(p.law(row)), child: shape.children(row).next() };
     // A stack, for chains can be longer than the thread's own.
     let mut path = vec![visit(0, 1.0)];
     loop {
