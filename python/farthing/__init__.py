@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import hf, moe, nn
+    from . import hf, moe, nn, speculative
     from ._core import __version__
     from .completion import Completion, Stream, TokenLogprobs
     from .errors import FarthingError, FormatError, ModelNotFoundError, UnsupportedError
@@ -46,6 +46,7 @@ __all__ = [
     "nn",
     "quantize",
     "show_versions",
+    "speculative",
 ]
 
 # Nothing is imported before it is used: `import farthing` costs next to nothing.
@@ -68,7 +69,7 @@ _HOMES = {
     "show_versions": "versions",
 }
 # Rooms of their own; `hf` and `nn` import torch.
-_PACKAGES = ("hf", "moe", "nn")
+_PACKAGES = ("hf", "moe", "nn", "speculative")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ mod matrix;
 mod moe;
 mod plan;
 mod product;
+mod speculative_verify;
 
 use pyo3::prelude::*;
 
@@ -37,6 +38,8 @@ mod _core {
     use super::plan::{Plan, plan};
     #[pymodule_export]
     use super::product::share_threads;
+    #[pymodule_export]
+    use super::speculative_verify::{Intersection, draft_probabilities, draw_gumbel, verify_draft, verify_greedy};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

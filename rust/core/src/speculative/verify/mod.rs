@@ -76,12 +76,10 @@ impl<'a, F: Float> Draft<'a, F> {
         if q.width() != p.width() {
             return Err(Error::argument("q", format!("rows of {}", q.width()), format!("{}, as p has", p.width())));
         }
-        let needed = self.shape.rows_with_children();
-        if q.len() < needed {
-            let expected = format!("{needed}, up to the last with drafted tokens behind it");
-            return Err(Error::argument("q", format!("{} rows", q.len()), expected));
+        match (0..p.len()).find(|&row| self.shape.has_children(row) && !q.has(row)) {
+            Some(row) => Err(Error::argument("q", format!("no law at row {row}"), "one wherever tokens were drafted")),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The laws that the tokens of a chain were drawn from, if they were.

@@ -1,5 +1,6 @@
 //! Rows of weights as laws: f32 or f64 outside, f64 inside.
 
+use super::Shape;
 use crate::error::Error;
 
 /// What laws are stored as.
@@ -18,6 +19,20 @@ pub struct Rows<'a, F = f32> {
 impl<'a, F: Float> Rows<'a, F> {
     /// Rows of `width` weights, none negative, none infinite, in no row all zero.
     pub fn new(name: &'static str, weights: &'a [F], width: usize) -> Result<Rows<'a, F>, Error> {
+        Rows::some(name, weights, width, |_| true)
+    }
+
+    /// The laws that a draft was drawn from: only rows with children are looked at.
+    pub fn of_draft(weights: &'a [F], width: usize, shape: &Shape) -> Result<Rows<'a, F>, Error> {
+        Rows::some("q", weights, width, |row| shape.has_children(row))
+    }
+
+    fn some(
+        name: &'static str,
+        weights: &'a [F],
+        width: usize,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<Rows<'a, F>, Error> {
         if width == 0 || !weights.len().is_multiple_of(width) {
             return Err(Error::argument(
                 name,
@@ -28,6 +43,10 @@ impl<'a, F: Float> Rows<'a, F> {
         let mut totals = Vec::with_capacity(weights.len() / width);
         for (row, weights) in weights.chunks_exact(width).enumerate() {
             let mut total = 0.0;
+            if !wanted(row) {
+                totals.push(total);
+                continue;
+            }
             for (token, &weight) in weights.iter().enumerate() {
                 let weight: f64 = weight.into();
                 if !(0.0..f64::INFINITY).contains(&weight) {
@@ -43,6 +62,11 @@ impl<'a, F: Float> Rows<'a, F> {
             totals.push(total);
         }
         Ok(Rows { weights, totals, width })
+    }
+
+    /// Whether a row was looked at.
+    pub(super) fn has(&self, row: usize) -> bool {
+        self.totals.get(row).is_some_and(|&total| total > 0.0)
     }
 
     /// Number of rows.

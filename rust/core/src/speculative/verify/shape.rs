@@ -97,9 +97,8 @@ impl Shape {
         self.children(row).find(|&child| self.token(child) == token)
     }
 
-    /// Rows up to the last with children.
-    pub(super) fn rows_with_children(&self) -> usize {
-        self.parents.iter().max().map_or(0, |last| last + 1)
+    pub(super) fn has_children(&self, row: usize) -> bool {
+        self.first.get(row).is_some_and(|&first| first != 0)
     }
 
     /// Whether a pass of `rows` rows over `width` tokens is one over this draft.

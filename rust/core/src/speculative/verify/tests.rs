@@ -461,9 +461,14 @@ fn what_does_not_fit_is_an_error() {
     let two = Shape::chain(&[0, 1]);
     let message = "p: got 2 rows, expected 3, one more than drafted tokens";
     fails(tokens(&p(2), &Draft { shape: &two, origin }, coin), message);
-    let message = "q: got 1 rows, expected 2, up to the last with drafted tokens behind it";
+    let message = "q: got no law at row 1, expected one wherever tokens were drafted";
     fails(tokens(&p(3), &Draft { shape: &two, origin }, coin), message);
     fails(sampled(&p(2), &Shape::chain(&[2]), coin), "tokens: got 2, expected ids below 2, the length of a row");
+    // What stands where nothing was drawn is nobody's business.
+    let rubbish = [0.5, 0.5, f32::NAN, -1.0];
+    let q = Rows::of_draft(&rubbish, 2, &tree).unwrap();
+    let origin = Origin::Sampled { q: &q, siblings: Siblings::Independent };
+    assert!(rounds(&p(3), &Draft { shape: &tree, origin }, coin).is_ok());
     for (weights, got) in [
         ([0.5, -0.1], "-0.10000000149011612 for token 1 in row 0"),
         ([f32::NAN, 1.0], "NaN for token 0 in row 0"),
