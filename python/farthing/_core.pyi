@@ -412,6 +412,7 @@ def draft_probabilities(
     output: Sequence[int],
     allowed: npt.NDArray[np.bool_] | None,
 ) -> None: ...
+
 @final
 class Intersection:
     def __new__(cls, drafter: Sequence[bytes], target: Sequence[bytes]) -> Intersection: ...

@@ -104,7 +104,12 @@ class Report:
         for case in self.cases:
             tokens, expected, got = case.worst
             row = [case.name, f"{case.total_variation:.2e}", f"{case.mean_tokens:.3f}"]
-            row += [" ".join(map(str, tokens)), f"{expected:.4g}", f"{got:.4g}", "biased" if case.biased else "lossless"]
+            row += [
+                " ".join(map(str, tokens)),
+                f"{expected:.4g}",
+                f"{got:.4g}",
+                "biased" if case.biased else "lossless",
+            ]
             if self.method == "chi-square":
                 row[2:2] = [f"{case.chi2:.1f}", str(case.dof), f"{case.quantile:.1f}"]
             rows.append(row)
@@ -143,12 +148,12 @@ def check(
 
     Args:
         verifier: called with those of these arguments that it names: p (k + 1, V), q (k, V) or None, tokens (k,),
-            parents (k,), replacement, seed, rng (a numpy generator), coin; if it names others, with p, q, tokens (, parents) and seed in
-            this order. Arrays are numpy's, float64 under enumeration, else float32. It returns the tokens of the pass:
-            an array, a list, or something that has ``tokens``; -1 ends them.
-        draft: ``sampled`` from q; ``one-hot``, the drafter's likeliest tokens with ``q=None``; ``argmax``, these with q
-            handed over as if they had been drawn, as some pipelines do; or a function of a row of q and a generator that
-            returns the token.
+            parents (k,), replacement, seed, rng (a numpy generator), coin; if it needs others, with p, q, tokens,
+            parents of a tree, and seed in this order. Arrays are numpy's, float64 under enumeration, else float32. It
+            returns the tokens of the pass: an array, a list, or something that has ``tokens``; -1 ends them.
+        draft: ``sampled`` from q; ``one-hot``, the drafter's likeliest tokens with ``q=None``; ``argmax``, these with
+            q handed over as if they had been drawn, as some pipelines do; or a function of a row of q and a generator
+            that returns the token.
         length: tokens of a drafted chain, 1 to 6.
         parents: tokens of a drafted tree instead: what each stands behind, an earlier one or -1.
         replacement: whether siblings are drawn with replacement.
@@ -265,8 +270,6 @@ class _Runner:
             parameters = {}  # type: ignore[assignment]
         required = [name for name, value in parameters.items() if value.default is value.empty]
         self.names = [name for name in parameters if name in _ARGUMENTS] if set(required) <= set(_ARGUMENTS) else []
-        if tree is None:
-            self.names = [name for name in self.names if name not in ("parents", "replacement")]
         self.takes_coin = "coin" in self.names
         self.replacement = replacement
 
@@ -341,7 +344,9 @@ def _enumerate(run: _Runner, world: _World, shape: _Shape, tolerance: float) -> 
     ended = [np.zeros((world.size,) * length) for length in range(1, longest + 1)]
     mean = 0.0
     for _ in coin.runs():
-        tokens, nodes, places = [], [], {-1: -1}
+        tokens: list[int] = []
+        nodes: list[int] = []
+        places = {-1: -1}
         for node, parent in enumerate(shape.parents):
             if parent not in places:
                 continue
@@ -411,7 +416,8 @@ def _drafts(q: Array, shape: _Shape, draws: int, rng: np.random.Generator) -> Ar
         elif isinstance(shape.draft, str):
             tokens[:, node] = laws.argmax(-1)
         else:
-            tokens[:, node] = [shape.draft(law.astype(np.float32), rng) for law in laws]
+            laws /= laws.sum(-1, keepdims=True)
+            tokens[:, node] = [shape.draft(law, rng) for law in laws.astype(np.float32)]
     return tokens
 
 

@@ -469,9 +469,9 @@ def probabilities(
 class Intersection:
     """The tokens that a drafter's vocabulary shares with the target's (token-level intersection, arXiv 2502.05202).
 
-    The drafter draws from its law restricted to these; a verifier then gets that law and the tokens in the target's ids.
-    Texts are compared after the marks for a space, ``Ġ`` and ``▁``, have become spaces. Two tokens of the drafter that
-    are one of the target's add up in its law.
+    The drafter draws from its law restricted to these; a verifier then gets that law and the tokens in the target's
+    ids. Texts are compared after the marks for a space, ``Ġ`` and ``▁``, have become spaces. Two tokens of the drafter
+    that are one of the target's add up in its law.
 
     Args:
         drafter: texts by id, or a tokenizer's ``get_vocab()``.

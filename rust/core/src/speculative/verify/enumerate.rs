@@ -99,8 +99,8 @@ impl World {
     /// In (0, 1).
     fn uniform(&mut self) -> f32 {
         self.drawn += 1;
-        (philox4x32([self.drawn, self.vocabulary as u32, 0, 5], [self.kind as u32, 0])[0] >> 9) as f32 / 8_388_608.0
-            + 1e-7
+        let word = philox4x32([self.drawn, self.vocabulary as u32, 0, 5], [self.kind as u32, 0])[0];
+        ((word >> 9) as f32 + 0.5) / 8_388_608.0
     }
 
     fn random(&mut self) -> Vec<f32> {

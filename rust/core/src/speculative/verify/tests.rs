@@ -416,10 +416,9 @@ fn lossy_rules_do_what_their_names_say() {
     // Both paths stay; the second is likelier: 0.6 · 0.85.
     let verdict = lossy::typical(&p, &shape, 0.09, 0.3).unwrap();
     assert_eq!((verdict.tokens, verdict.rows), (vec![2, 0, 2], vec![0, 2, 4]));
-    // 0.3 and 0.6 are no more than min(0.7, exp(-0.9)).
+    // 0.3 is no more than exp(-0.9), 0.6 is.
     let strict = lossy::typical(&p, &shape, 0.7, 1.0).unwrap();
     assert_eq!((strict.tokens, strict.rows), (vec![2, 0, 2], vec![0, 2, 4]));
-    assert_eq!(lossy::typical(&p, &shape, 1.0, 1.0).unwrap().tokens[..1], [2]);
     assert_eq!(lossy::relaxed(&p, &shape, 2, 0.25).unwrap().tokens, [2, 0, 2]);
     assert_eq!(lossy::relaxed(&p, &shape, 2, 0.31).unwrap().tokens, [1, 3, 0]);
     assert_eq!(lossy::relaxed(&p, &shape, 1, 1.0).unwrap().tokens, [2, 0, 2]);
