@@ -178,13 +178,13 @@ fn verify_of<'py, F: Float + Element + Sync>(
             (verdict, logprobs)
         }
         None => py
-            .detach(|| {
+            .detach(|| -> Result<_, Error> {
                 let (p, q) = laws()?;
                 let verdict = rule.run(&p, q.as_ref(), shape, &mut Seeded::new(rule.seed, rule.position))?;
                 let logprobs = logprobs(&p, &verdict);
                 Ok((verdict, logprobs))
             })
-            .map_err(|error: Error| exception(error))?,
+            .map_err(exception)?,
     };
     let (tokens, rows) = emitted(py, &verdict);
     Ok((tokens, rows, PyArray1::from_vec(py, logprobs)))
@@ -220,13 +220,12 @@ pub(crate) fn draw_gumbel<'py>(
 ) -> PyResult<Bound<'py, PyArray1<i64>>> {
     let width = p.shape()[1];
     let p = p.as_slice()?;
-    let tokens = py.detach(|| {
+    let tokens = py.detach(|| -> Result<Vec<i64>, Error> {
         let p = Rows::new("p", p, width)?;
         let places = seeds.iter().zip(&positions).enumerate();
         places.map(|(row, (&seed, &at))| Ok(i64::from(draw_coupled(p.law(row), seed, at)?))).collect()
     });
-    let tokens: Vec<i64> = tokens.map_err(|error: Error| exception(error))?;
-    Ok(PyArray1::from_vec(py, tokens))
+    Ok(PyArray1::from_vec(py, tokens.map_err(exception)?))
 }
 
 /// Turns logits `(k + 1, V)` into laws, in place.
@@ -309,14 +308,13 @@ impl Intersection {
         let rows = q.shape()[0];
         let width = q.shape()[1].max(1);
         let q = q.as_slice()?;
-        let scattered = py.detach(|| {
+        let scattered = py.detach(|| -> Result<Vec<f32>, Error> {
             let mut scattered = Vec::with_capacity(rows * target);
             for q in q.chunks(width) {
                 scattered.extend(self.0.scatter(q)?);
             }
             Ok(scattered)
         });
-        let scattered: Vec<f32> = scattered.map_err(|error: Error| exception(error))?;
-        PyArray1::from_vec(py, scattered).reshape([rows, target])
+        PyArray1::from_vec(py, scattered.map_err(exception)?).reshape([rows, target])
     }
 }
