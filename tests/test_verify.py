@@ -56,12 +56,12 @@ def test_more_tokens_stay_by_block_and_by_traversal():
 
     tokens, block = means(verify_tokens, length=4), means(verify_block, length=4)
     assert (block >= tokens - 1e-12).all()
-    assert block[0] > tokens[0] + 0.01
+    assert (block - tokens).max() > 0.01
     for replacement in (True, False):
         options = {"parents": SHAPES[0], "replacement": replacement, "vocabulary": 3}
         tree, traversal = means(verify_tree, **options), means(speculative.verify_traversal, **options)
         assert (traversal >= tree - 1e-12).all()
-        assert traversal[0] > tree[0] + 0.001
+        assert (traversal - tree).max() > 0.001
 
 
 @pytest.mark.parametrize("verifier", [verify_tokens, verify_block])
@@ -215,9 +215,9 @@ def transformers_rule(p, q, tokens, seed):
 
 
 def test_transformers_is_right_for_drawn_tokens_and_flagged_for_an_argmax():
-    drawn = check(transformers_rule, vocabulary=6, length=2, draws=3000)
+    drawn = check(transformers_rule, vocabulary=6, length=2, draws=2000)
     assert drawn.verdict == "lossless", drawn
-    argmax = check(transformers_rule, vocabulary=6, length=2, draws=3000, draft="argmax")
+    argmax = check(transformers_rule, vocabulary=6, length=2, draws=800, draft="argmax")
     assert argmax.verdict == "biased"
     assert argmax.total_variation > 0.1
 

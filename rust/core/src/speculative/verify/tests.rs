@@ -160,18 +160,22 @@ fn one_hot_chains_are_followed_by_the_rules_for_chains() {
 #[test]
 fn an_argmax_that_claims_to_be_drawn_shows() {
     // transformers' case: the most likely token of q, handed over with q.
-    let mut world = World::new(Kind::Random, 3);
-    for rule in [tokens as Rule, block, rounds, traversal] {
-        let biased = Outcomes::of(|coin| {
-            let token = world.laws(&[])[1].iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32;
-            let shape = Shape::chain(&[token]);
-            let [p, q] = world.rows(&shape);
-            let (p, q) = (Rows::new("p", &p, 3).unwrap(), Rows::new("q", &q, 3).unwrap());
-            let origin = Origin::Sampled { q: &q, siblings: Siblings::Independent };
-            checked(rule(&p, &Draft { shape: &shape, origin }, coin).unwrap(), &shape)
+    let p = [0.3, 0.25, 0.2, 0.15, 0.07, 0.03f64, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0];
+    let q = [0.4, 0.3, 0.1, 0.1, 0.05, 0.05f64];
+    let (p, q) = (Rows::new("p", &p, 6).unwrap(), Rows::new("q", &q, 6).unwrap());
+    let shape = Shape::chain(&[q.law(0).mode()]);
+    let claims = |origin: Origin<'_, f64>| {
+        let mut first = [0.0; 6];
+        Branching::enumerate(|coin| {
+            let verdict = tokens(&p, &Draft { shape: &shape, origin }, coin).unwrap();
+            first[verdict.tokens[0] as usize] += coin.probability;
         });
-        assert!(biased.variation(&mut world, 2) > 0.05);
-    }
+        p.law(0).probabilities().zip(first).map(|(p, first)| (p - first).abs()).sum::<f64>() / 2.0
+    };
+    assert!(claims(Origin::OneHot) <= EXACT);
+    let biased = claims(Origin::Sampled { q: &q, siblings: Siblings::Independent });
+    // Taken with probability 0.3/0.4 instead of 0.3.
+    assert!((biased - 0.45).abs() < EXACT, "{biased}");
 }
 
 #[test]
