@@ -141,10 +141,10 @@ pub(crate) fn verify_draft<'py>(
     let rule = Rule { name: rule, distinct, seed, position, options };
     if let Ok(p) = p.cast::<PyArray2<f32>>() {
         let q = q.map(|q| q.cast::<PyArray2<f32>>()).transpose()?;
-        return verify_of(py, &rule, p.readonly(), q.map(|q| q.readonly()), &shape, coin);
+        return verify_of(py, &rule, p.readonly(), q.map(PyArrayMethods::readonly), &shape, coin);
     }
     let q = q.map(|q| q.cast::<PyArray2<f64>>()).transpose()?;
-    verify_of(py, &rule, p.cast::<PyArray2<f64>>()?.readonly(), q.map(|q| q.readonly()), &shape, coin)
+    verify_of(py, &rule, p.cast::<PyArray2<f64>>()?.readonly(), q.map(PyArrayMethods::readonly), &shape, coin)
 }
 
 fn verify_of<'py, F: Float + Element + Sync>(

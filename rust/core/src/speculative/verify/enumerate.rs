@@ -119,7 +119,6 @@ impl World {
         };
         let (mut p, mut q) = (self.random(), self.random());
         match kind {
-            Kind::Random | Kind::Mixed => {}
             Kind::Zeros => {
                 for row in [&mut p, &mut q] {
                     let kept = (self.uniform() * self.vocabulary as f32) as usize;
@@ -135,7 +134,7 @@ impl World {
                 p.iter_mut().step_by(2).for_each(|p| *p = 0.0);
                 q.iter_mut().skip(1).step_by(2).for_each(|q| *q = 0.0);
             }
-            Kind::Disjoint => {}
+            Kind::Disjoint | Kind::Random | Kind::Mixed => {}
             Kind::OneHotDrafter => q = self.one_hot(),
             Kind::OneSurvivor => p = self.one_hot(),
         }

@@ -76,7 +76,9 @@ impl Intersection {
             let got = format!("probability {total} of the common tokens");
             return Err(Error::argument("q", got, "some: without, nothing can be drafted here"));
         }
-        q.iter_mut().for_each(|q| *q = (f64::from(*q) / total) as f32);
+        for q in q {
+            *q = (f64::from(*q) / total) as f32;
+        }
         Ok(())
     }
 

@@ -38,7 +38,7 @@ fn entropy<F: Float>(p: Law<'_, F>) -> f64 {
     p.probabilities().filter(|&p| p > 0.0).map(|p| -p * f64::from(log(p as f32))).sum()
 }
 
-/// SGLang's thresholds: of the children of a row, in their order, the one stays at which `Σ p / accumulated` of those so far
+/// The thresholds of `SGLang`: of the children of a row, in their order, the one stays at which `Σ p / accumulated` of those so far
 /// exceeds a number drawn once, or whose own p is at least `single`; behind none of them p without them is drawn from. Both
 /// 1 is exact, for any draft.
 pub fn threshold<F: Float>(

@@ -45,9 +45,13 @@ pub fn laws<'a>(
         let path: Vec<u32> = shape.path(row).map(|row| shape.token(row)).collect();
         let position = sampling.position.wrapping_add(path.len() as u64);
         let sampling = Sampling { allowed: allowed(row), position, ..sampling.clone() };
-        path.iter().for_each(|&token| counts.push(token));
+        for &token in &path {
+            counts.push(token);
+        }
         let processed = probabilities(logits, &sampling, counts);
-        path.iter().for_each(|&token| counts.remove(token));
+        for &token in &path {
+            counts.remove(token);
+        }
         processed.map_err(|error| Error::NoToken { position: position as usize, error })?;
     }
     Ok(())

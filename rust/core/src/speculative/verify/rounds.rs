@@ -6,7 +6,7 @@ use super::follow::sampled;
 use super::{Coin, Draft, Float, Law, Origin, Rows, Siblings, Verdict};
 use crate::error::Error;
 
-/// Multi-round verification (SpecInfer, Miao et al. 2023, <https://arxiv.org/abs/2305.09781>): children of a node in the order
+/// Multi-round verification (`SpecInfer`, Miao et al. 2023, <https://arxiv.org/abs/2305.09781>): children of a node in the order
 /// in which they were drawn, each kept with probability `min(1, p/q)`, each rejected one taken out of p (and out of q,
 /// where siblings are distinct). A chain is verified token by token; one-hot trees are followed ([`sampled`]).
 pub fn rounds<F: Float>(p: &Rows<'_, F>, draft: &Draft<'_, F>, coin: &mut impl Coin) -> Result<Verdict, Error> {
@@ -62,7 +62,9 @@ impl<'a, F: Float> Left<'a, F> {
             q[token as usize] = 0.0;
             let total: f64 = q.iter().sum();
             if total > 0.0 {
-                q.iter_mut().for_each(|q| *q /= total);
+                for q in q {
+                    *q /= total;
+                }
             }
         }
         sum

@@ -312,7 +312,7 @@ fn coupled_text_is_the_same_for_every_draft() {
     let mut world = World::new(Kind::Random, vocabulary);
     // Laws of one token of history, so that texts of any length have a few.
     let mut laws = |token: u32| world.laws(&[token]).clone();
-    let mut text = |length: usize, mut propose: Box<dyn FnMut(u32, u64, &[f32]) -> u32>| {
+    let mut text = |length: usize, propose: &dyn Fn(u32, u64, &[f32]) -> u32| {
         let (mut tokens, mut passes) = (vec![0u32], 0);
         while tokens.len() < 400 {
             let (mut last, mut drafted, mut rows) = (tokens[tokens.len() - 1], Vec::new(), Vec::new());
@@ -331,20 +331,20 @@ fn coupled_text_is_the_same_for_every_draft() {
         tokens.truncate(400);
         (tokens, passes)
     };
-    let (plain, passes) = text(0, Box::new(|_, _, _| unreachable!()));
+    let (plain, passes) = text(0, &|_, _, _| unreachable!());
     assert_eq!(passes, 399);
     let any = |last: u32, position: u64, _: &[f32]| philox4x32([last, position as u32, 0, 0], [3; 2])[0] % 50;
     let by_noise =
         |_: u32, position: u64, q: &[f32]| draw_coupled(Rows::new("q", q, 50).unwrap().law(0), 11, position).unwrap();
     for length in [1, 3, 8] {
-        let (random, _) = text(length, Box::new(any));
-        let (coupled, fewer) = text(length, Box::new(by_noise));
+        let (random, _) = text(length, &any);
+        let (coupled, fewer) = text(length, &by_noise);
         assert!(random == plain && coupled == plain);
         assert!(fewer < 340, "{fewer} passes");
     }
     let exact = plain.clone();
-    let (oracle, fewest) =
-        text(7, Box::new(move |_, position, _| exact.get(position as usize).map_or(0, |&token| token)));
+    let next = |_: u32, position: u64, _: &[f32]| exact.get(position as usize).map_or(0, |&token| token);
+    let (oracle, fewest) = text(7, &next);
     assert_eq!((oracle, fewest), (plain, 50));
 }
 
@@ -452,7 +452,7 @@ fn what_does_not_fit_is_an_error() {
     let fails = |result: Result<Verdict, Error>, message: &str| {
         assert_eq!(result.unwrap_err().to_string(), message);
     };
-    let weights = vec![0.5f32; 8];
+    let weights = [0.5f32; 8];
     let p = |rows: usize| Rows::new("p", &weights[..rows * 2], 2).unwrap();
     let coin = &mut Seeded::new(0, 0);
     let tree = Shape::tree(&[0, 1], &[None, None]).unwrap();
@@ -503,7 +503,7 @@ fn the_tree_of_the_engine_is_followed_too() {
 
 #[test]
 fn a_chain_longer_than_the_stack_is_deep() {
-    let shape = Shape::chain(&[0; 200_000]);
+    let shape = Shape::chain(&vec![0; 200_000]);
     let (p, q) = (vec![1.0f32; 200_001], vec![1.0f32; 200_000]);
     let (p, q) = (Rows::new("p", &p, 1).unwrap(), Rows::new("q", &q, 1).unwrap());
     let draft = Draft { shape: &shape, origin: Origin::Sampled { q: &q, siblings: Siblings::Distinct } };

@@ -26,26 +26,26 @@ pub fn traversal<F: Float>(p: &Rows<'_, F>, draft: &Draft<'_, F>, coin: &mut imp
     let visit =
         |row: usize, mass: f64| Visit { row, mass, left: Left::new(p.law(row)), child: shape.children(row).next() };
     // A stack, for chains can be longer than the thread's own.
-    let mut path = vec![visit(0, 1.0)];
+    let mut above = Vec::new();
+    let mut top = visit(0, 1.0);
     loop {
-        let top = &path[path.len() - 1];
         if let Some(child) = top.child {
             let x = shape.token(child);
             let mass = carried(top.mass, top.left.target(x), top.left.drafter(q.law(top.row), x));
-            path.push(visit(child, mass));
+            above.push(std::mem::replace(&mut top, visit(child, mass)));
             continue;
         }
         // The root's mass stays 1.
-        if path.len() == 1 || coin.flip(top.mass, 1.0) {
+        let stays = above.is_empty() || coin.flip(top.mass, 1.0);
+        let parent = if stays { None } else { above.pop() };
+        let Some(parent) = parent else {
             let next = coin.draw(&top.left.law());
             return Ok(Verdict::at(shape, top.row).end(next));
-        }
-        path.pop();
-        let rejected = path.last_mut().expect("the root is never rejected");
-        let child = rejected.child.expect("the child just rejected");
-        let sum = rejected.left.reject(rejected.mass, q.law(rejected.row), shape.token(child), siblings);
-        let whole = sum + (1.0 - rejected.mass);
-        rejected.mass = if whole > 0.0 { sum / whole } else { 1.0 };
-        rejected.child = shape.sibling(child);
+        };
+        let rejected = std::mem::replace(&mut top, parent).row;
+        let sum = top.left.reject(top.mass, q.law(top.row), shape.token(rejected), siblings);
+        let whole = sum + (1.0 - top.mass);
+        top.mass = if whole > 0.0 { sum / whole } else { 1.0 };
+        top.child = shape.sibling(rejected);
     }
 }
