@@ -144,7 +144,9 @@ class EngineLedger(_Table):
         requests: requests finished, cancelled ones included.
         passes: forward passes.
         rows: tokens that went through the blocks.
-        drawn: rows that drew a token.
+        drawn: tokens drawn.
+        drafted: tokens proposed by drafters and verified.
+        accepted: of which so many were kept.
         preemptions: preemptions for lack of pages.
         weight_bytes: bytes of weights read.
         kv_bytes: bytes of keys and values read and written.
@@ -163,6 +165,8 @@ class EngineLedger(_Table):
     passes: int
     rows: int
     drawn: int
+    drafted: int
+    accepted: int
     preemptions: int
     weight_bytes: int
     kv_bytes: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -13,12 +14,12 @@ import numpy.typing as npt
 
 from . import _core
 from .completion import Completion, Stream, completion
-from .errors import UnsupportedError
 from .explanation import Explanation
 from .ledger import EngineLedger, from_core
 from .names import locate
 from .sampling import SamplingParams, integer
 from .sizes import byte_count
+from .speculative.engine import SpeculationReport, drafters
 from .tokenizer import Tokenizer
 
 __all__ = ["LLM", "Conversation", "Prompt"]
@@ -37,7 +38,11 @@ class LLM:
         weights: ``auto`` (as the file stores them), ``f32``, ``bf16``, ``int8`` or ``int4``.
         activations: what integer weights meet: ``auto`` (a fixed rule by matrix), ``a8``, ``a16`` or ``f32``.
         kv: keys and values: ``auto`` (f16, or f32 under f32 weights), ``f32``, ``f16`` or ``bf16``.
-        speculation: ``auto`` or None; both decode without a drafter.
+        speculation: who drafts tokens that the model then verifies, several in one pass: ``auto``, None (nobody), a
+            drafter of `farthing.speculative` or any object with its method ``draft``, or a list of them, of which later
+            ones extend what earlier ones drafted. Results do not depend on it. How many drafts are verified is decided
+            by what they are expected to save; the first load of a model on a machine measures that for some seconds.
+        draft_tokens: verify so many drafted tokens of each request in each pass, whether that pays or not.
         threads: None takes what the environment, the affinity mask and the cgroup quota allow.
         max_sequences: most sequences in one step.
         context: longest sequence, prompt and answer; None takes the model's own.
@@ -65,7 +70,8 @@ class LLM:
         weights: str = "auto",
         activations: str = "auto",
         kv: str = "auto",
-        speculation: str | None = "auto",
+        speculation: Any = "auto",
+        draft_tokens: int | None = None,
         threads: int | None = None,
         max_sequences: int = 16,
         context: int | None = None,
@@ -74,8 +80,6 @@ class LLM:
         expert_memory: int | str | None = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
-        if speculation not in ("auto", None):
-            raise UnsupportedError(f'speculation={speculation!r} is not supported; use "auto" or None (no drafter)')
         sizes = {"threads": threads, "context": context, "chunk": chunk, "kv_pages": kv_pages}
         options = {name: None if value is None else integer(name, value, 1) for name, value in sizes.items()}
         for name, word in {"weights": weights, "activations": activations, "kv": kv}.items():
@@ -89,6 +93,8 @@ class LLM:
             kv=kv,
             max_sequences=integer("max_sequences", max_sequences, 1),
             expert_memory=None if expert_memory is None else byte_count("expert_memory", expert_memory),
+            speculation=drafters(speculation),
+            draft_tokens=None if draft_tokens is None else integer("draft_tokens", draft_tokens, 0, 63),
             progress=progress,
             **options,
         )
@@ -180,6 +186,12 @@ class LLM:
         ledger: EngineLedger = from_core(EngineLedger, self._core.ledger())
         return ledger
 
+    @property
+    def speculation(self) -> SpeculationReport | None:
+        """What passes of several rows cost and what drafters have achieved; None before the first answer."""
+        report = self._core.speculation()
+        return None if report is None else SpeculationReport.of(report)
+
     def explain(self) -> Explanation:
         """Kernel, format, precision and bytes of every matrix."""
         return Explanation.of(self._core.explain())
@@ -195,7 +207,10 @@ class LLM:
             raise ValueError(f"params: got {len(each)}, expected one, or one for each of the {len(prompts)} prompts")
         streams = self._core.submit(prompts, each, rendered)
         # A stream that is dropped before its end (an interrupt, an error) cancels its request.
-        return [completion(stream.wait()) for stream in streams]
+        completions = [completion(stream.wait()) for stream in streams]
+        for text in self._core.take_warnings():
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return completions
 
     @property
     def has_chat_template(self) -> bool:

@@ -1,6 +1,7 @@
-"""Speculation: several tokens drafted cheaply, verified in one pass, and never another text than without."""
+"""Fewer steps: tokens proposed cheaply, verified in one pass, and never another text than without."""
 
-from .check import CaseReport, Coin, Report, check
+from .check import CaseReport, CheckReport, Coin, check
+from .engine import Drafter, DrafterReport, DraftModel, SpeculationReport
 from .verify import (
     Intersection,
     Verified,
@@ -20,9 +21,13 @@ from .verify import (
 
 __all__ = [
     "CaseReport",
+    "CheckReport",
     "Coin",
+    "DraftModel",
+    "Drafter",
+    "DrafterReport",
     "Intersection",
-    "Report",
+    "SpeculationReport",
     "Verified",
     "check",
     "draw_gumbel",

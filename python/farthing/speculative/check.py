@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..sampling import integer
 from ..tables import html_table, text_table
 
-__all__ = ["CaseReport", "Coin", "Report", "check"]
+__all__ = ["CaseReport", "CheckReport", "Coin", "check"]
 
 Array = npt.NDArray[Any]
 Draft = str | Callable[[Array, np.random.Generator], int]
@@ -63,7 +63,7 @@ class CaseReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What `check` found.
 
     Attributes:
@@ -137,7 +137,7 @@ def check(
     draws: int = 20_000,
     seed: int = 0,
     tolerance: float = 1e-12,
-) -> Report:
+) -> CheckReport:
     """Tests whether drafting and verifying leaves the target's law of the text, for any verifier.
 
     Laws of target and drafter are tables that depend on position and last token: random ones, with zeros, equal,
@@ -207,7 +207,7 @@ def check(
         else:
             cases.append(_draw(run, world, shape, integer("draws", draws, 100), rng))
     title = draft if isinstance(draft, str) else getattr(draft, "__name__", "custom")
-    return Report(getattr(verifier, "__name__", repr(verifier)), method, title, run.runs, tuple(cases))
+    return CheckReport(getattr(verifier, "__name__", repr(verifier)), method, title, run.runs, tuple(cases))
 
 
 class _World:

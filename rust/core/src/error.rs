@@ -43,6 +43,14 @@ pub enum Error {
         /// The system's message, or what is wrong with the contents.
         reason: String,
     },
+    /// A drafter written elsewhere failed.
+    #[error("{method}: {reason}")]
+    Drafter {
+        /// What was asked of it.
+        method: String,
+        /// Its own message.
+        reason: String,
+    },
     /// The logits define no distribution: broken weights, or activations beyond the format's range.
     #[error("no token can be drawn at position {position}: {error} (are the weights broken?)")]
     NoToken {

@@ -80,8 +80,12 @@ pub struct EngineLedger {
     pub passes: u64,
     /// Rows (tokens) that went through the blocks.
     pub rows: u64,
-    /// Rows that drew a token.
+    /// Tokens drawn.
     pub drawn: u64,
+    /// Tokens proposed by drafters and verified.
+    pub drafted: u64,
+    /// Of which so many were kept.
+    pub accepted: u64,
     /// Preemptions for lack of pages.
     pub preemptions: u64,
     /// Bytes of weights read.

@@ -34,7 +34,7 @@ fn layers(c: &mut Criterion) {
             {
                 let q = numbers(rows * heads * head_dim);
                 let mut out = vec![0.0; q.len()];
-                let span = [Span { first_row: 0, rows, start, pages: &pages }];
+                let span = [Span { first_row: 0, rows, start, pages: &pages, ancestors: &[] }];
                 let pairs: usize = (start + 1..=start + rows).map(|keys| keys.min(window.unwrap_or(keys))).sum();
                 group.throughput(Throughput::Elements((4 * pairs * heads * head_dim) as u64));
                 group.bench_function(name, |b| {

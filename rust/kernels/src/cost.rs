@@ -21,6 +21,8 @@ const POINTS: [usize; 14] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64];
 const RESIDENT: usize = 128 << 20;
 /// Time for the rounds of a measurement, beside packing; three rounds are always made.
 const PATIENCE: Duration = Duration::from_millis(150);
+/// Rounds of a measurement of other work.
+const ROUNDS: usize = 3;
 /// Sides of a shape class: powers of two in this range, so that a matrix takes at most 64 MiB in one byte a weight.
 const SIDES: (usize, usize) = (64, 8192);
 
@@ -40,6 +42,13 @@ const SIDES: (usize, usize) = (64, 8192);
 pub struct CostCurve {
     /// Ascending, at [`POINTS`].
     ratios: [f64; POINTS.len()],
+}
+
+impl Default for CostCurve {
+    /// The worst case: every row costs as much as the first.
+    fn default() -> Self {
+        CostCurve { ratios: POINTS.map(|m| m as f64) }
+    }
 }
 
 impl CostCurve {
@@ -96,6 +105,39 @@ impl CostCurve {
         let shape = (class(n), class(k));
         kept(cache_directory().as_deref(), &key.text(shape), || {
             CostCurve::measure(pool, format, precision, shape.0, shape.1)
+        })
+    }
+
+    /// As [`CostCurve::cached`] for any work, which `run` does with a number of rows up to `most` (at least 2); beyond,
+    /// cost rises as between the last two points. `name` says what work it is.
+    pub fn cached_work<E>(
+        pool: &Pool,
+        name: &str,
+        most: usize,
+        mut run: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<CostCurve, E> {
+        let (cpu, isa, threads) = (cpu_model(), Isa::active().name(), pool.threads());
+        let key = format!("work {name} {cpu} {isa} {threads} threads farthing {}", env!("CARGO_PKG_VERSION"));
+        kept(cache_directory().as_deref(), &key, || {
+            let measured = POINTS.partition_point(|&point| point <= most);
+            let mut times: [Vec<f64>; POINTS.len()] = Default::default();
+            for _ in 0..ROUNDS {
+                for (&m, times) in POINTS.iter().zip(&mut times[..measured]) {
+                    let begin = Instant::now();
+                    run(m)?;
+                    times.push(begin.elapsed().as_secs_f64());
+                }
+            }
+            let mut times = times.map(|mut times| {
+                times.sort_by(f64::total_cmp);
+                times.get(times.len() / 2).copied().unwrap_or_default()
+            });
+            let (a, b) = (measured - 2, measured - 1);
+            let slope = (times[b] - times[a]) / (POINTS[b] - POINTS[a]) as f64;
+            for i in measured..POINTS.len() {
+                times[i] = times[b] + slope * (POINTS[i] - POINTS[b]) as f64;
+            }
+            Ok(CostCurve::from_times(times))
         })
     }
 
@@ -274,6 +316,29 @@ mod tests {
         let group = Format::Integer { bits: Bits::Four, group: 7, offset: Offset::Symmetric, scale: FloatType::F16 };
         let refused = CostCurve::measure(&Pool::new(1), group, Precision::A8, 128, 64);
         assert!(matches!(refused, Err(PackError::Group { got: 7, .. })));
+    }
+
+    #[test]
+    fn other_work_goes_on_rising_beyond_what_was_run() {
+        let mut most = 0;
+        let run = |m: usize| {
+            most = most.max(m);
+            std::thread::sleep(Duration::from_micros(500 * m as u64));
+            Ok::<_, Infallible>(())
+        };
+        let name = format!("sleep of process {}", std::process::id());
+        let curve = CostCurve::cached_work(&Pool::new(1), &name, 9, run).unwrap();
+        assert_eq!(most, 8);
+        assert!(curve.at(8) > 4.0 && curve.at(16) > 1.5 * curve.at(8), "{curve:?}");
+        let refused = CostCurve::cached_work(&Pool::new(1), "nothing at all", 9, |_| Err("no"));
+        assert_eq!(refused, Err("no"));
+        if let Some(directory) = cache_directory() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().contains(&file_name(&name)) {
+                    fs::remove_file(entry.path()).unwrap();
+                }
+            }
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn attention(isa: Isa) -> Vec<f32> {
         for (window, softcap) in [(None, None), (Some(9), Some(3.0))] {
             let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.2, window, softcap, sinks: None };
             let mut out = vec![0.0; 5 * heads * head_dim];
-            let span = Span { first_row: 0, rows: 5, start: tokens - 5, pages: &[0, 1] };
+            let span = Span { first_row: 0, rows: 5, start: tokens - 5, pages: &[0, 1], ancestors: &[] };
             attention_with(isa, &pool, &numbers(9, out.len()), &[span], &cache, &shape, &mut out);
             all.extend(out);
         }

@@ -17,6 +17,8 @@ pub(crate) fn exception(error: impl Into<Error>) -> PyErr {
         Error::Unsupported { .. } => UnsupportedError::new_err(message),
         Error::Argument { .. } | Error::Isa(_) => PyValueError::new_err(message),
         Error::OutOfMemory(_) => PyMemoryError::new_err(message),
-        Error::NoToken { .. } | Error::Store { .. } | Error::Stopped { .. } => FarthingError::new_err(message),
+        Error::Drafter { .. } | Error::NoToken { .. } | Error::Store { .. } | Error::Stopped { .. } => {
+            FarthingError::new_err(message)
+        }
     }
 }

@@ -28,7 +28,7 @@ record! {
 record! {
     /// Cost of everything an engine has done.
     EngineLedger(ledger::EngineLedger) {
-        requests: u64, passes: u64, rows: u64, drawn: u64, preemptions: u64, weight_bytes: u64, kv_bytes: u64,
+        requests: u64, passes: u64, rows: u64, drawn: u64, drafted: u64, accepted: u64, preemptions: u64, weight_bytes: u64, kv_bytes: u64,
         prefill_seconds: f64, decode_seconds: f64, decode_bytes: u64, expert_hits: u64, expert_misses: u64,
         expert_bytes: u64, expert_evictions: u64, expert_guesses: u64, expert_right_guesses: u64,
     }

@@ -13,6 +13,7 @@ mod matrix;
 mod moe;
 mod plan;
 mod product;
+mod speculation;
 mod speculative_verify;
 
 use pyo3::prelude::*;
@@ -38,6 +39,9 @@ mod _core {
     use super::plan::{Plan, plan};
     #[pymodule_export]
     use super::product::share_threads;
+
+    #[pymodule_export]
+    use super::speculation::{DraftModel, SpeculationReport};
     #[pymodule_export]
     use super::speculative_verify::{Intersection, draft_probabilities, draw_gumbel, verify_draft, verify_greedy};
 

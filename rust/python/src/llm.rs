@@ -12,6 +12,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{FarthingError, exception};
 use crate::ledger::{EngineLedger, Ledger};
+use crate::speculation::{Maker, Proposer, SpeculationReport};
 
 /// How often Python is told of progress, at most.
 const PROGRESS: Duration = Duration::from_millis(100);
@@ -210,7 +211,7 @@ pub(crate) struct Llm(engine::Llm);
 impl Llm {
     #[new]
     #[pyo3(signature = (path, *, weights, activations, kv, threads, max_sequences, context, chunk, kv_pages,
-        expert_memory, progress))]
+        expert_memory, speculation, draft_tokens, progress))]
     fn new(
         py: Python<'_>,
         path: PathBuf,
@@ -223,6 +224,8 @@ impl Llm {
         chunk: Option<usize>,
         kv_pages: Option<usize>,
         expert_memory: Option<u64>,
+        speculation: Vec<Proposer<'_>>,
+        draft_tokens: Option<usize>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let options = Options {
@@ -237,7 +240,13 @@ impl Llm {
             expert_memory,
         };
         let report = Report { callable: progress, state: Mutex::new(State::default()) };
-        let loaded = py.detach(|| engine::Llm::load(&path, &options, &|progress| report.tell(progress)));
+        let (most, length) = (options.max_sequences, options.context.unwrap_or(usize::MAX));
+        let makers: Vec<Maker> = speculation.into_iter().map(Maker::from).collect();
+        let loaded = py.detach(|| {
+            let drafters = makers.into_iter().map(|maker| maker.make(most, length)).collect::<Result<_, _>>()?;
+            let speculation = engine::Speculation { drafters, draft_tokens };
+            engine::Llm::load(&path, &options, speculation, &|progress| report.tell(progress))
+        });
         py.check_signals()?;
         match report.state.into_inner().unwrap_or_else(PoisonError::into_inner).raised {
             Some(raised) => Err(raised),
@@ -304,6 +313,16 @@ impl Llm {
 
     fn ledger(&self) -> EngineLedger {
         EngineLedger(self.0.ledger())
+    }
+
+    /// What speculation expects and has done, once a request has ended.
+    fn speculation(&self) -> Option<SpeculationReport> {
+        self.0.speculation().map(SpeculationReport)
+    }
+
+    /// What users should hear, once.
+    fn take_warnings(&self) -> Vec<String> {
+        self.0.take_warnings()
     }
 
     #[getter]

@@ -134,6 +134,19 @@ impl Cache {
         }
     }
 
+    /// Whether sequences have states, which can't be shortened.
+    pub fn stateful(&self) -> bool {
+        self.stateful
+    }
+
+    /// Copies what the sequence of `table` remembers of position `from` to position `to`, in all layers.
+    pub fn move_token(&mut self, table: &Table, from: usize, to: usize) {
+        if from != to {
+            let place = |position: usize| (table.pages[position / PAGE], position % PAGE);
+            self.pages.iter_mut().for_each(|pages| pages.copy_token(place(from), place(to)));
+        }
+    }
+
     /// What the sequence of `table` remembers of its `tokens` tokens, all of them computed.
     pub fn snapshot(&self, table: &Table, tokens: usize) -> Snapshot {
         let of_slot = |slot| self.states.iter().flat_map(move |states: &States| states.slot(slot)).copied().collect();

@@ -3,10 +3,12 @@
 use super::cache::Cache;
 use super::lock;
 use super::options::Options;
+use super::profile::StepCost;
 use super::request::{Completion, Event, Prompt, Request};
 use super::scheduler::{Limits, Scheduler};
 use super::sequence::{Answer, Purpose, Sequence};
-use super::step::Engine;
+use super::speculation::{Drafting, Host, Speculation, SpeculationReport};
+use super::step::{Engine, Notices};
 use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
 use crate::ledger::{EngineLedger, Ledger};
@@ -15,6 +17,7 @@ use crate::load::text::Text;
 use crate::load::{TemplateOptions, Tokenizer};
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
+use crate::speculative::tree::DraftTree;
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
 use farthing_kernels::pool::{Pool, default_threads};
@@ -45,6 +48,7 @@ pub struct Progress {
 pub struct Llm {
     shared: Arc<Shared>,
     ledger: Arc<Mutex<EngineLedger>>,
+    notices: Arc<Mutex<Notices>>,
     thread: Option<JoinHandle<()>>,
     text: Text,
     config: Config,
@@ -82,7 +86,14 @@ pub struct Stream {
 
 impl Llm {
     /// Loads a GGUF file, a safetensors file or a checkpoint directory; `progress` is called as tensors are packed.
-    pub fn load(path: &Path, options: &Options, progress: &(dyn Fn(Progress) + Sync)) -> Result<Llm, Error> {
+    ///
+    /// With drafters the first load on a machine measures what passes of several rows cost, for some seconds at most.
+    pub fn load(
+        path: &Path,
+        options: &Options,
+        speculation: Speculation,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Llm, Error> {
         options.validate()?;
         Isa::requested()?;
         let checkpoint = Checkpoint::open(path)?;
@@ -95,7 +106,7 @@ impl Llm {
             .num_threads(threads)
             .build()
             .map_err(|error| Error::Stopped { reason: format!("no threads to pack with: {error}") })?;
-        let model = packers.install(|| {
+        let mut model = packers.install(|| {
             Model::load(&checkpoint, options.weights, options.activations, options.expert_memory, &report)
         })?;
         drop(checkpoint);
@@ -112,10 +123,19 @@ impl Llm {
             (whole * options.max_sequences).min(quarter.max(whole.min(64)))
         });
         let context = wanted.min(pages * PAGE);
-        let cache = Cache::new(&config, pages, kv, options.max_sequences)?;
+        let mut cache = Cache::new(&config, pages, kv, options.max_sequences)?;
         let pool = Pool::new(threads);
         let threads = pool.threads();
         let (resident_bytes, matrices) = (model.resident_bytes(), model.explain());
+        let mut scratch = Scratch::default();
+        let cost = if speculation.drafters.is_empty() {
+            StepCost::default()
+        } else {
+            StepCost::measure(&mut model, &mut cache, &pool, &mut scratch, context)?
+        };
+        let host = Host { model: &model, pool: &pool, tokenizer: text.tokenizer.as_deref() };
+        let drafting = Drafting::new(speculation, cost, &host)?;
+        let notices = Arc::new(Mutex::new(Notices::default()));
         let limits = Limits { max_sequences: options.max_sequences, chunk: options.chunk.unwrap_or(CHUNK) };
         let ledger = Arc::new(Mutex::new(EngineLedger::default()));
         let engine = Engine {
@@ -123,11 +143,14 @@ impl Llm {
             cache,
             kv,
             pool,
-            scratch: Scratch::default(),
+            scratch,
             scheduler: Scheduler::default(),
             limits,
             context,
+            drafting,
+            tokenizer: text.tokenizer.clone(),
             ledger: Arc::clone(&ledger),
+            notices: Arc::clone(&notices),
         };
         let shared = Arc::new(Shared { inbox: Mutex::new(Inbox::default()), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
@@ -138,6 +161,7 @@ impl Llm {
         Ok(Llm {
             shared,
             ledger,
+            notices,
             thread: Some(thread),
             text,
             config,
@@ -311,6 +335,16 @@ impl Llm {
         &self.report
     }
 
+    /// What speculation expects and has done, as of the last finished request; `None` before the first.
+    pub fn speculation(&self) -> Option<SpeculationReport> {
+        lock(&self.notices).speculation.clone()
+    }
+
+    /// What users should hear, once: drafters that failed.
+    pub fn take_warnings(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.notices).warnings)
+    }
+
     /// The cost of everything so far.
     pub fn ledger(&self) -> EngineLedger {
         lock(&self.ledger).clone()
@@ -382,6 +416,7 @@ fn sequence(id: u64, tokens: Vec<u32>, purpose: Purpose) -> Sequence {
         embeddings: None,
         computed: 0,
         table: super::cache::Table::default(),
+        tree: DraftTree::default(),
         purpose,
         ledger: Ledger::default(),
         submitted: Instant::now(),

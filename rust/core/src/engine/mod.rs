@@ -4,14 +4,19 @@ pub mod cache;
 pub mod options;
 pub mod request;
 
+mod draft_model;
 mod llm;
+mod profile;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod step;
 
+pub use draft_model::{DraftModel, DraftModelOptions};
 pub use llm::{Llm, Progress, Stream};
 pub use options::{Activations, Kv, Options, Weights};
 pub use request::{Completion, Event, FinishReason, Prompt, Request, SamplingParams, TokenLogprobs};
+pub use speculation::{Speculation, SpeculationReport};
 
 /// A lock's contents, whether or not a holder panicked: every change under our locks is complete in one statement.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {

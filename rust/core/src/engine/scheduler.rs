@@ -96,6 +96,7 @@ mod tests {
     use crate::model::feed_forward::dense::DenseSpec;
     use crate::model::mixer::MixerSpec;
     use crate::model::mixer::attention::AttentionSpec;
+    use crate::speculative::tree::DraftTree;
     use farthing_kernels::activation::Activation;
     use farthing_kernels::attention::KvType;
     use proptest::prelude::*;
@@ -148,6 +149,7 @@ mod tests {
             prompt,
             computed: 0,
             table: Table::default(),
+            tree: DraftTree::default(),
             purpose: Purpose::Logits { rows: Vec::new(), reply: std::sync::mpsc::channel().0 },
             ledger: Ledger::default(),
             submitted: Instant::now(),

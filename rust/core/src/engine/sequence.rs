@@ -6,6 +6,7 @@ use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
 use crate::ledger::{Ledger, Pass};
 use crate::model::Row;
+use crate::speculative::tree::DraftTree;
 use farthing_kernels::sample::{Sampling, TokenCounts, sample};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -60,6 +61,8 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are in pages.
     pub(super) computed: usize,
     pub(super) table: Table,
+    /// What the next pass verifies behind the last token.
+    pub(super) tree: DraftTree,
     pub(super) purpose: Purpose,
     pub(super) ledger: Ledger,
     pub(super) submitted: Instant,
@@ -94,12 +97,41 @@ impl Sequence {
         self.ledger.book(pass, kv_bytes);
     }
 
-    /// Takes the logits of this sequence's wanted rows after its `computed` has advanced; says how it ends, if it does.
+    /// How the next token is drawn, and what penalties count; `None` when none is.
+    pub(super) fn sampling(&self) -> Option<(Sampling<'static>, &TokenCounts)> {
+        match &self.purpose {
+            Purpose::Answer(answer) => Some((answer.sampling(self.tokens.len()), &answer.counts)),
+            Purpose::Logits { .. } => None,
+        }
+    }
+
+    /// Longest branch of drafts that is of use: the answer goes on no further than one token behind it. 0 when nothing can
+    /// be drafted.
+    pub(super) fn room(&self, limit: usize) -> usize {
+        match &self.purpose {
+            Purpose::Answer(answer) if self.embeddings.is_none() && self.computed >= self.prompt => {
+                let most = limit.min(self.prompt.saturating_add(answer.sampling.max_tokens));
+                most.saturating_sub(self.tokens.len() + 1)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Takes the logits of this sequence's wanted rows after a pass over `rows` rows and its tree; says how it ends, if
+    /// it does.
     ///
-    /// `logits: (rows, vocab)`; empty while the prompt is unfinished.
-    pub(super) fn advance(&mut self, logits: &mut [f32], limit: usize, now: Instant) -> Option<Ending> {
-        let finished = self.remaining() == 0;
-        let (position, prompt) = (self.tokens.len(), self.prompt);
+    /// `logits: (wanted, vocab)`, the last token's and its tree's; empty while the prompt is unfinished. `path` gets the
+    /// rows of the tree that the text goes through, the last token's, 0, first.
+    pub(super) fn advance(
+        &mut self,
+        rows: usize,
+        logits: &mut [f32],
+        path: &mut Vec<usize>,
+        limit: usize,
+        now: Instant,
+    ) -> Option<Ending> {
+        self.computed += rows;
+        let (finished, prompt) = (self.remaining() == 0, self.prompt);
         let answer = match &mut self.purpose {
             Purpose::Logits { rows, .. } => {
                 rows.extend_from_slice(logits);
@@ -107,8 +139,16 @@ impl Sequence {
             }
             Purpose::Answer(answer) => answer,
         };
-        if finished {
-            let token = match answer.draw(logits, position) {
+        if !finished {
+            answer.send(Event::Progress { computed: self.computed.min(prompt), total: prompt });
+            return answer.deaf.then_some(Ending::Finished(FinishReason::Cancelled));
+        }
+        let vocab = logits.len() / (self.tree.len() + 1);
+        let mut node = None;
+        loop {
+            let row = node.map_or(0, |node| node as usize + 1);
+            path.push(row);
+            let token = match answer.draw(&mut logits[row * vocab..(row + 1) * vocab], self.tokens.len()) {
                 Ok(token) => token,
                 Err(error) => return Some(Ending::Failed(error)),
             };
@@ -119,10 +159,11 @@ impl Sequence {
             if let Some(reason) = answer.accept(token).or(full.then_some(FinishReason::Length)) {
                 return Some(Ending::Finished(reason));
             }
-        } else {
-            answer.send(Event::Progress { computed: self.computed.min(prompt), total: prompt });
+            if answer.deaf {
+                return Some(Ending::Finished(FinishReason::Cancelled));
+            }
+            node = Some(self.tree.child(node, token)?);
         }
-        answer.deaf.then_some(Ending::Finished(FinishReason::Cancelled))
     }
 
     /// Ends the sequence and tells whoever waits for it.
@@ -175,10 +216,10 @@ impl Answer {
         self.deaf |= self.events.send(event).is_err();
     }
 
-    /// Draws the token at `position` from its logits `(vocab,)`.
-    fn draw(&mut self, logits: &mut [f32], position: usize) -> Result<u32, Error> {
+    /// How the token at `position` is drawn.
+    fn sampling(&self, position: usize) -> Sampling<'static> {
         let params = &self.sampling;
-        let sampling = Sampling {
+        Sampling {
             temperature: params.temperature,
             top_k: params.top_k,
             top_p: params.top_p,
@@ -190,9 +231,14 @@ impl Answer {
             seed: self.seed,
             position: position as u64,
             top_logprobs: params.logprobs.unwrap_or(0),
-        };
+        }
+    }
+
+    /// Draws the token at `position` from its logits `(vocab,)`.
+    fn draw(&mut self, logits: &mut [f32], position: usize) -> Result<u32, Error> {
+        let sampling = self.sampling(position);
         let draw = sample(logits, &sampling, &self.counts).map_err(|error| Error::NoToken { position, error })?;
-        if params.logprobs.is_some() {
+        if self.sampling.logprobs.is_some() {
             self.logprobs.push(TokenLogprobs { token: draw.token, logprob: draw.logprob, top: draw.top });
         }
         Ok(draw.token)

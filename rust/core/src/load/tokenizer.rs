@@ -126,6 +126,12 @@ impl Tokenizer {
         (self.pieces.kind(id) != Kind::Absent).then(|| self.pieces.get(id))
     }
 
+    /// Whether every id that both have stands for the same token.
+    pub fn same_tokens(&self, other: &Tokenizer) -> bool {
+        let both = self.vocab_size().min(other.vocab_size()) as u32;
+        (0..both).all(|id| self.id_to_token(id) == other.id_to_token(id))
+    }
+
     /// The token that begins a text, whether or not encoding adds it.
     pub fn bos(&self) -> Option<u32> {
         self.bos

@@ -36,6 +36,9 @@ pub struct Batch<'a> {
     pub slots: &'a [usize],
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: &'a [usize],
+    /// Blocks whose output is wanted for every row, ascending; the number of blocks stands for the normed states that the
+    /// head reads.
+    pub capture: &'a [usize],
 }
 
 /// What the parts of one pass share.
@@ -72,8 +75,17 @@ pub struct Scratch {
     ahead: Vec<f32>,
     mixer: mixer::Buffers,
     feed_forward: feed_forward::Buffers,
+    head: Head,
     /// `(logit rows, vocab)`.
     logits: Vec<f32>,
+    /// `(t, captured blocks, hidden)`.
+    captured: Vec<f32>,
+}
+
+/// Buffers of the head.
+#[derive(Default)]
+pub struct Head {
+    input: Input,
 }
 
 impl std::fmt::Debug for Scratch {
@@ -88,6 +100,11 @@ impl Scratch {
         &mut self.logits
     }
 
+    /// `(t, captured blocks, hidden)`: the states that the last batch asked for.
+    pub fn take_captured(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.captured)
+    }
+
     /// Bytes of experts that were read since the last call.
     pub fn take_expert_bytes(&mut self) -> u64 {
         self.feed_forward.take_expert_bytes()
@@ -98,6 +115,37 @@ impl Scratch {
 pub(super) fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer.resize(length, 0.0);
     &mut buffer[..length]
+}
+
+impl Head {
+    /// Logits of normed states. `states: (t, hidden)`, `out: (t, rows of the head)`.
+    pub fn logits(&mut self, model: &Model, pool: &Pool, states: &[f32], out: &mut [f32]) {
+        let (head, config) = (model.head(), &model.config);
+        let rows = states.len() / config.hidden;
+        self.input.prepare(pool, states, rows, config.hidden, &[head]);
+        matmul(pool, states, rows, &self.input, &mut [Job { matrix: head, bias: None, add: false, out }]);
+        if config.logit_scale != 1.0 {
+            for logit in &mut *out {
+                *logit *= config.logit_scale;
+            }
+        }
+        if let Some(cap) = config.final_softcap {
+            for logit in out {
+                *logit = cap * farthing_kernels::math::tanh(*logit / cap);
+            }
+        }
+    }
+}
+
+impl Batch<'_> {
+    /// Keeps the output `(t, hidden)` of block `block`, if it is wanted.
+    fn captured(&self, block: usize, rows: &[f32], captured: &mut [f32]) {
+        let Ok(place) = self.capture.binary_search(&block) else { return };
+        let (hidden, all) = (rows.len() / self.positions.len(), self.capture.len());
+        for (row, out) in rows.chunks_exact(hidden).zip(captured.chunks_exact_mut(all * hidden)) {
+            out[place * hidden..][..hidden].copy_from_slice(row);
+        }
+    }
 }
 
 impl Model {
@@ -112,7 +160,9 @@ impl Model {
         let (t, hidden) = (batch.positions.len(), self.config.hidden);
         let last = batch.positions.iter().max().map_or(0, |&position| position as usize + 1);
         self.ropes.iter_mut().for_each(|rope| rope.ensure(last));
-        let Scratch { stream, ahead, mixer, feed_forward, logits } = scratch;
+        let Scratch { stream, ahead, mixer, feed_forward, head, logits, captured } = scratch;
+        captured.clear();
+        captured.resize(t * batch.capture.len() * hidden, 0.0);
         self.enter(batch.rows, sized(&mut stream.rows, t * hidden))?;
         let segment = |(span, &slot): (&Span<'_>, _)| Segment { first_row: span.first_row, rows: span.rows, slot };
         let segments: Vec<Segment> = batch.spans.iter().zip(batch.slots).map(segment).collect();
@@ -135,27 +185,20 @@ impl Model {
                 next.feed_forward.guess(&pass, normed, feed_forward);
             }
             block.feed_forward.forward(&pass, stream, feed_forward, block.after_feed_forward.as_deref())?;
+            batch.captured(layer, &stream.rows, captured);
+        }
+        if batch.capture.last() == Some(&self.blocks.len()) {
+            let mut normed = vec![0.0; t * hidden];
+            pass.normalise(&stream.rows, &self.final_norm, &mut normed);
+            batch.captured(self.blocks.len(), &normed, captured);
         }
         let rows = batch.logit_rows.len();
-        let Stream { rows: all, normed, input, .. } = stream;
+        let Stream { rows: all, normed, .. } = stream;
         let normed = sized(normed, rows * hidden);
         for (row, out) in batch.logit_rows.iter().zip(normed.chunks_exact_mut(hidden)) {
             rms_norm(&all[row * hidden..(row + 1) * hidden], &self.final_norm, self.config.epsilon, out);
         }
-        let head = self.head();
-        input.prepare(pool, normed, rows, hidden, &[head]);
-        let out = sized(logits, rows * self.config.vocab);
-        matmul(pool, normed, rows, input, &mut [Job { matrix: head, bias: None, add: false, out }]);
-        if self.config.logit_scale != 1.0 {
-            for logit in &mut *logits {
-                *logit *= self.config.logit_scale;
-            }
-        }
-        if let Some(cap) = self.config.final_softcap {
-            for logit in logits {
-                *logit = cap * farthing_kernels::math::tanh(*logit / cap);
-            }
-        }
+        head.logits(self, pool, normed, sized(logits, rows * self.head().rows()));
         Ok(())
     }
 

@@ -26,7 +26,7 @@ mod qwen_moe;
 mod weights;
 
 pub use explain::MatrixReport;
-pub use forward::{Batch, Row, Scratch};
+pub use forward::{Batch, Head, Row, Scratch};
 pub use names::{Names, Role};
 pub use parameters::Parameters;
 
@@ -35,7 +35,7 @@ use crate::error::Error;
 use crate::load::{Checkpoint, FormatError, Metadata, Rows};
 use crate::moe::StreamStatistics;
 use config::Config;
-use farthing_kernels::format::PackedMatrix;
+use farthing_kernels::format::{Bits, PackError, PackedMatrix};
 use farthing_kernels::rope::RopeTable;
 use feed_forward::sparse::Sparse;
 use feed_forward::streamed::ExpertStore;
@@ -122,6 +122,22 @@ impl Model {
 
     fn head(&self) -> &PackedMatrix {
         self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Leaves of the head the rows of `tokens` alone, in 4 bits: logits are theirs from now on, in this order.
+    pub fn trim_head(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        let format = weights::integer(Bits::Four);
+        let fits = farthing_kernels::format::Precision::A8;
+        let head = self.head();
+        let packed = PackedMatrix::quantize(tokens.len(), head.columns(), format, fits, |row, out| {
+            head.row(tokens[row] as usize, out);
+            Ok::<_, std::convert::Infallible>(())
+        });
+        self.head = Some(packed.map_err(|error| match error {
+            PackError::OutOfMemory(error) => Error::OutOfMemory(error),
+            other => Error::unsupported(format!("a head in 4 bits: {other}"), "the whole head drafts"),
+        })?);
+        Ok(())
     }
 
     /// Bytes of the blocks' matrices that every pass reads: all but those of experts.

@@ -359,7 +359,7 @@ pub(super) fn router_format(rows: &dyn Rows) -> Result<Format, FormatError> {
     Ok(if matches!(natural, Format::Float(_)) { natural } else { Format::Float(FloatType::F32) })
 }
 
-fn integer(bits: Bits) -> Format {
+pub(super) fn integer(bits: Bits) -> Format {
     Format::Integer { bits, group: GROUP, offset: Offset::Minimum, scale: FloatType::F16 }
 }
 

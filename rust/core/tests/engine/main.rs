@@ -1,10 +1,11 @@
 //! The engine on a small model with random weights: the same request gives the same bits, whatever surrounds it.
 
+mod speculation;
 mod states;
 
 use farthing::engine::request::Embeddings;
 use farthing::engine::{
-    Activations, Completion, Event, FinishReason, Llm, Options, Prompt, Request, SamplingParams, Weights,
+    Activations, Completion, Event, FinishReason, Llm, Options, Prompt, Request, SamplingParams, Speculation, Weights,
 };
 use farthing::error::Error;
 use farthing::load::Checkpoint;
@@ -88,7 +89,7 @@ fn options() -> Options {
 }
 
 fn load(directory: &Directory, options: &Options) -> Llm {
-    Llm::load(&directory.0, options, &|_| ()).unwrap()
+    Llm::load(&directory.0, options, Speculation::default(), &|_| ()).unwrap()
 }
 
 fn prompt(index: usize) -> Vec<u32> {

@@ -9,7 +9,7 @@ use farthing_kernels::attention::{KvType, Span};
 use farthing_kernels::pool::Pool;
 
 /// LFM2 of three layers, the middle one attending.
-fn lfm2(name: &str) -> Directory {
+pub(super) fn lfm2(name: &str) -> Directory {
     let inner = 80;
     let mut tensors = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN], 1.0),
@@ -45,7 +45,7 @@ fn lfm2(name: &str) -> Directory {
 }
 
 /// Qwen3.5 of three layers, the last one attending.
-fn qwen35(name: &str) -> Directory {
+pub(super) fn qwen35(name: &str) -> Directory {
     let (inner, values) = (80, 4 * 20);
     let qkv = 2 * 2 * 8 + values;
     let mut tensors = vec![
@@ -115,10 +115,18 @@ impl Walk {
         assert!(self.cache.reserve(&mut self.table, tokens));
         let rows: Vec<Row<'_>> = ids.iter().map(|&id| Row::Token(id)).collect();
         let positions: Vec<u32> = (self.computed as u32..tokens as u32).collect();
-        let span = Span { first_row: 0, rows: ids.len(), start: self.computed, pages: self.table.pages() };
+        let span =
+            Span { first_row: 0, rows: ids.len(), start: self.computed, pages: self.table.pages(), ancestors: &[] };
         let logit_rows: Vec<usize> = (0..ids.len()).collect();
         let (spans, slots) = ([span], [self.table.slot()]);
-        let batch = Batch { rows: &rows, positions: &positions, spans: &spans, slots: &slots, logit_rows: &logit_rows };
+        let batch = Batch {
+            rows: &rows,
+            positions: &positions,
+            spans: &spans,
+            slots: &slots,
+            logit_rows: &logit_rows,
+            capture: &[],
+        };
         self.model.forward(&self.pool, &batch, &mut self.cache, &mut self.scratch).unwrap();
         self.computed = tokens;
         self.scratch.logits().iter().map(|x| x.to_bits()).collect()

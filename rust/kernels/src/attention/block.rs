@@ -59,6 +59,10 @@ pub(super) struct Workspace {
     part: Partial,
     /// All key spans so far.
     merged: Partial,
+    /// Keys or values of some pages, in the order in which a row of a tree sees them.
+    path: Vec<u32>,
+    /// (⌈`head_dim` / 64⌉,) one row's query.
+    query: Vec<[f32; PIECE]>,
 }
 
 impl Workspace {
@@ -97,7 +101,7 @@ impl<'a, E: Element> Block<'a, E> {
     fn load_queries<S: Simd>(&mut self) {
         let (head_dim, rows) = (self.context.shape.head_dim, self.unit.rows.clone());
         let padded = S::BLOCKS.iter().copied().find(|&block| block >= rows.len()).unwrap_or(rows.len());
-        let Workspace { q, scores, part, merged } = &mut *self.workspace;
+        let Workspace { q, scores, part, merged, .. } = &mut *self.workspace;
         q.clear();
         q.resize(head_dim.div_ceil(PIECE) * padded, [0.0; PIECE]);
         scores.resize(padded, [0.0; SPAN]);
@@ -114,27 +118,146 @@ impl<'a, E: Element> Block<'a, E> {
     /// The partial result of all rows over one key span, of which each sees its `visible` keys.
     #[inline(always)]
     fn key_span<S: Simd>(&mut self, simd: S, key_span: usize, visible: &[Range<usize>]) {
-        let Context { cache, spans, shape, .. } = self.context;
-        let Workspace { q, scores, part, .. } = &mut *self.workspace;
-        let rows = visible.len();
-        // Later rows see later keys: the first row's start is the least, the last row's end the greatest.
-        let pages = visible[0].start / PAGE..visible[rows - 1].end.div_ceil(PAGE);
-        let table = &spans[self.unit.span].pages[key_span * PAGES..];
+        let (Context { cache, shape, .. }, span) = (self.context, &self.context.spans[self.unit.span]);
+        let Workspace { q, scores, .. } = &mut *self.workspace;
+        let start = visible.iter().fold(SPAN, |start, visible| start.min(visible.start));
+        let end = visible.iter().fold(0, |end, visible| end.max(visible.end));
+        let pages = start / PAGE..end.div_ceil(PAGE);
+        // Pages that hold rows of a tree look different to each of its rows.
+        let tail = if span.ancestors.is_empty() { PAGES } else { (span.start / PAGE).saturating_sub(key_span * PAGES) };
+        let shared = pages.start..pages.end.min(tail).max(pages.start);
+        let table = &span.pages[key_span * PAGES..];
         let (mut keys, mut values): ([&[E]; PAGES], [&[E]; PAGES]) = ([&[]; PAGES], [&[]; PAGES]);
-        for page in pages.clone() {
+        for page in shared.clone() {
             (keys[page], values[page]) = cache.head::<E>(table[page], self.unit.kv_head);
         }
-        simd.call(Scores { q, keys: &keys, pages, out: scores });
+        simd.call(Scores { q, keys: &keys, pages: shared.clone(), out: scores });
+        if tail < pages.end {
+            self.tail_scores(simd, key_span, visible, shared.end);
+        }
+        let Workspace { scores, part, .. } = &mut *self.workspace;
         let (scale, softcap) = (shape.scale, shape.softcap);
         simd.call(Softmax { scores, visible, scale, softcap, greatest: &mut part.greatest, sums: &mut part.sums });
         part.values.fill(0.0);
+        let head_dim = shape.head_dim;
+        if tail >= pages.end {
+            return simd.call(WeightedValues { p: scores, values: &values, visible, head_dim, out: &mut part.values });
+        }
+        let most = shared.end * PAGE;
+        let before = |visible: &Range<usize>| visible.start.min(most)..visible.end.min(most);
+        let mut clipped = [const { 0..0 }; LANES];
+        clipped.iter_mut().zip(visible).for_each(|(clipped, visible)| *clipped = before(visible));
         simd.call(WeightedValues {
             p: scores,
             values: &values,
-            visible,
-            head_dim: shape.head_dim,
+            visible: &clipped[..visible.len()],
+            head_dim,
             out: &mut part.values,
         });
+        self.tail_values(simd, key_span, visible, shared.end);
+    }
+
+    /// Scores of the visible keys in pages from `first` on, row by row along its path through the tree.
+    #[inline(always)]
+    fn tail_scores<S: Simd>(&mut self, simd: S, key_span: usize, visible: &[Range<usize>], first: usize) {
+        let (unit, group) = (self.unit, self.context.group());
+        let Workspace { q, scores, path, query, .. } = &mut *self.workspace;
+        let padded = scores.len();
+        for (r, visible) in visible.iter().enumerate() {
+            let pages = first.max(visible.start / PAGE)..visible.end.div_ceil(PAGE);
+            let keys = self.context.along::<E>(unit, (unit.rows.start + r) / group, key_span, &pages, Part::Keys, path);
+            query.clear();
+            query.extend(q[r..].iter().step_by(padded));
+            let row = &mut scores[r..=r];
+            simd.call(Scores { q: query, keys: &keys, pages, out: row });
+        }
+    }
+
+    /// Adds the values of the visible keys in pages from `first` on, row by row along its path through the tree.
+    #[inline(always)]
+    fn tail_values<S: Simd>(&mut self, simd: S, key_span: usize, visible: &[Range<usize>], first: usize) {
+        let (unit, group, head_dim) = (self.unit, self.context.group(), self.context.shape.head_dim);
+        let Workspace { scores, path, part, .. } = &mut *self.workspace;
+        for (r, (visible, out)) in visible.iter().zip(part.values.chunks_exact_mut(head_dim)).enumerate() {
+            let visible = visible.start.max(first * PAGE)..visible.end.max(first * PAGE);
+            let pages = visible.start / PAGE..visible.end.div_ceil(PAGE);
+            let values =
+                self.context.along::<E>(unit, (unit.rows.start + r) / group, key_span, &pages, Part::Values, path);
+            simd.call(WeightedValues {
+                p: &scores[r..=r],
+                values: &values,
+                visible: std::slice::from_ref(&visible),
+                head_dim,
+                out,
+            });
+        }
+    }
+}
+
+/// Which half of a page.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    /// (`head_dim`, 32)
+    Keys,
+    /// (32, `head_dim`)
+    Values,
+}
+
+impl Context<'_> {
+    /// One head's keys or values in `pages` of a key span, as row `row` of the unit's tree sees them; those of other
+    /// rows are copied to `path` in order of position.
+    fn along<'a, E: Element>(
+        &'a self,
+        unit: &Unit,
+        row: usize,
+        key_span: usize,
+        pages: &Range<usize>,
+        part: Part,
+        path: &'a mut Vec<u32>,
+    ) -> [&'a [E]; PAGES] {
+        let (span, head_dim) = (&self.spans[unit.span], self.shape.head_dim);
+        let of_page = |page: usize| {
+            let (keys, values) = self.cache.head::<E>(span.pages[page], unit.kv_head);
+            if part == Part::Keys { keys } else { values }
+        };
+        let mut found: [&[E]; PAGES] = [&[]; PAGES];
+        if span.in_order(row) {
+            for page in pages.clone() {
+                found[page] = of_page(key_span * PAGES + page);
+            }
+            return found;
+        }
+        let length = PAGE * head_dim;
+        path.resize((pages.len() * length * size_of::<E>()).div_ceil(4), 0);
+        let copies: &mut [E] = &mut bytemuck::cast_slice_mut(path)[..pages.len() * length];
+        for (page, copy) in pages.clone().zip(copies.chunks_exact_mut(length)) {
+            copy.copy_from_slice(of_page(key_span * PAGES + page));
+        }
+        let mut ancestors = span.ancestors[row];
+        let first = (key_span * PAGES + pages.start) * PAGE;
+        for position in span.start.. {
+            if ancestors == 0 {
+                break;
+            }
+            let at = span.start + ancestors.trailing_zeros() as usize;
+            ancestors &= ancestors - 1;
+            if at == position || position < first || position >= first + pages.len() * PAGE {
+                continue;
+            }
+            let (from, slot, place) = (of_page(at / PAGE), at % PAGE, (position - first) % PAGE);
+            let copy = &mut copies[(position - first) / PAGE * length..][..length];
+            if part == Part::Keys {
+                for (copy, from) in copy.chunks_exact_mut(PAGE).zip(from.chunks_exact(PAGE)) {
+                    copy[place] = from[slot];
+                }
+            } else {
+                copy[place * head_dim..][..head_dim].copy_from_slice(&from[slot * head_dim..][..head_dim]);
+            }
+        }
+        for (page, copy) in pages.clone().zip(copies.chunks_exact(length)) {
+            found[page] = copy;
+        }
+        found
     }
 }
 

@@ -4,7 +4,8 @@
 //! position 0; within a span `s = (Σ_d q·k)·scale`, d ascending, `m = max s`, `p = exp(s - m)`, `l = Σ p` by 16
 //! interleaved partial sums and the fixed tree, `o = Σ p·v`, keys ascending; spans are merged ascending by one formula
 //! (the online softmax of Milakov & Gimelshein 2018), a sink last of all. So chunks, batch-mates, threads and levels never change its bits.
-//! Keys outside a row's reach are never multiplied, whatever a recycled page still holds.
+//! Keys outside a row's reach are never multiplied, whatever a recycled page still holds. Rows of a tree of drafts see
+//! their ancestors' keys in order of position, so a branch has the bits of the same tokens alone.
 
 mod block;
 mod pages;
@@ -28,7 +29,10 @@ pub use pages::{KvPages, KvType, PAGE};
 pub const SPAN: usize = 256;
 
 /// One sequence's rows in a step: its tokens `start..start + rows`, each of which sees the keys up to its own.
-#[derive(Clone, Copy, Debug)]
+///
+/// A tree of drafted tokens is a span as well: row `r` lies in the pages where position `start + r` would, and stands for
+/// the position of its depth.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Span<'a> {
     /// Index of its first row in the step.
     pub first_row: usize,
@@ -39,6 +43,23 @@ pub struct Span<'a> {
     /// Pages of the sequence, position `32·i` at the start of page `pages[i]`. Those outside every row's window are
     /// never looked at.
     pub pages: &'a [u32],
+    /// Empty, or for each row of a tree (at most 64) the rows it sees besides those before the span: bit `i` for row `i`,
+    /// bit 0 and its own included.
+    pub ancestors: &'a [u64],
+}
+
+impl Span<'_> {
+    /// Position that row `row` of the span stands for.
+    #[inline(always)]
+    pub fn position(&self, row: usize) -> usize {
+        self.start + self.ancestors.get(row).map_or(row, |mask| mask.count_ones() as usize - 1)
+    }
+
+    /// Whether all of row `row`'s ancestors lie where their positions say.
+    #[inline(always)]
+    fn in_order(&self, row: usize) -> bool {
+        self.ancestors.get(row).is_none_or(|mask| mask & mask.wrapping_add(1) == 0)
+    }
 }
 
 /// What the heads of a layer look like.
@@ -97,7 +118,7 @@ impl Context<'_> {
     /// Keys that row `row` of a span of rows sees.
     #[inline(always)]
     fn visible(&self, span: &Span<'_>, row: usize) -> Range<usize> {
-        let end = span.start + row / self.group() + 1;
+        let end = span.position(row / self.group()) + 1;
         self.shape.window.map_or(0, |window| end.saturating_sub(window))..end
     }
 
@@ -134,7 +155,7 @@ impl Context<'_> {
 /// cache.write(0, 1, &[0.0, 0.0], &[3.0, 4.0]);
 /// let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 2, scale: 1.0, window: None, softcap: None, sinks: None };
 /// let mut out = [0.0; 4];
-/// let span = Span { first_row: 0, rows: 2, start: 0, pages: &[0] };
+/// let span = Span { first_row: 0, rows: 2, start: 0, pages: &[0], ancestors: &[] };
 /// attention(&Pool::new(1), &[1.0; 4], &[span], &cache, &shape, &mut out);
 /// assert_eq!(out, [1.0, 2.0, 2.0, 3.0]);
 /// # Ok::<(), farthing_kernels::memory::OutOfMemory>(())
@@ -188,6 +209,14 @@ fn check_spans(spans: &[Span<'_>], rows: usize) {
     for span in spans {
         let keys = if span.rows == 0 { 0 } else { span.start + span.rows };
         assert!(span.pages.len() * PAGE >= keys, "attention: {} pages for {keys} keys", span.pages.len());
+        assert!(
+            span.ancestors.is_empty() || span.ancestors.len() == span.rows && span.rows <= 64,
+            "attention: ancestors of {} rows for {} rows",
+            span.ancestors.len(),
+            span.rows
+        );
+        let fits = |(row, mask): (usize, &u64)| mask & 1 == 1 && mask >> row == 1;
+        assert!(span.ancestors.iter().enumerate().all(fits), "attention: ancestors {:x?}", span.ancestors);
     }
 }
 
@@ -258,13 +287,23 @@ fn units(context: Context<'_>, most: usize) -> Vec<Unit> {
         for kv_head in 0..context.shape.kv_heads {
             for block in 0..blocks {
                 let rows = share(rows, block, blocks);
-                let first = context.visible(span, rows.start).start / SPAN;
-                let last = (context.visible(span, rows.end - 1).end - 1) / SPAN;
-                units.push(Unit { span: index, kv_head, rows, key_spans: first..last + 1, split: None });
+                let key_spans = key_spans(context, span, &rows);
+                units.push(Unit { span: index, kv_head, rows, key_spans, split: None });
             }
         }
     }
     units
+}
+
+/// Key spans that some of the rows see: later rows see later keys, but for trees.
+fn key_spans(context: Context<'_>, span: &Span<'_>, rows: &Range<usize>) -> Range<usize> {
+    let (mut first, mut last) = (context.visible(span, rows.start).start, context.visible(span, rows.end - 1).end);
+    if !span.ancestors.is_empty() {
+        for visible in rows.clone().map(|row| context.visible(span, row)) {
+            (first, last) = (first.min(visible.start), last.max(visible.end));
+        }
+    }
+    first / SPAN..last.div_ceil(SPAN)
 }
 
 /// Multiplications of a unit, roughly.

@@ -248,6 +248,33 @@ impl KvPages {
         self.bytes.copy_within(from * length..(from + 1) * length, to * length);
     }
 
+    /// Copies one token's keys and values, the bits as they are, from a slot of a page to one of another or the same.
+    ///
+    /// # Panics
+    /// When a page or a slot is out of range.
+    pub fn copy_token(&mut self, from: (u32, usize), to: (u32, usize)) {
+        let inside = |(page, slot): (u32, usize)| (page as usize) < self.pages && slot < PAGE;
+        assert!(inside(from) && inside(to), "tokens {from:?} and {to:?} of {} pages", self.pages);
+        match self.kind {
+            KvType::F32 => self.copy_token_as::<f32>(from, to),
+            KvType::F16 | KvType::Bf16 => self.copy_token_as::<f16>(from, to),
+        }
+    }
+
+    fn copy_token_as<E: Element>(&mut self, from: (u32, usize), to: (u32, usize)) {
+        let (heads, head_dim) = (self.kv_heads, self.head_dim);
+        let elements: &mut [E] = bytemuck::cast_slice_mut(&mut self.bytes);
+        let head = |page: u32, head: usize| (page as usize * heads + head) * 2 * PAGE * head_dim;
+        for index in 0..heads {
+            let (source, target) = (head(from.0, index), head(to.0, index));
+            for d in 0..head_dim {
+                elements[target + d * PAGE + to.1] = elements[source + d * PAGE + from.1];
+            }
+            let values = source + (PAGE + from.1) * head_dim;
+            elements.copy_within(values..values + head_dim, target + (PAGE + to.1) * head_dim);
+        }
+    }
+
     fn page_mut(&mut self, page: u32) -> &mut [u8] {
         let (page, length) = (page as usize, self.bytes_per_page());
         assert!(page < self.pages, "page {page} of {}", self.pages);
@@ -366,9 +393,9 @@ mod tests {
             let (row, mut caches) = (kv_heads * head_dim, Vec::new());
             let (k, v) = (uniforms(1, rows * row), uniforms(2, rows * row));
             let spans = [
-                Span { first_row: 5, rows: 3, start: 61, pages: &[9, 3, 2] },
-                Span { first_row: 8, rows: 0, start: 7, pages: &[] },
-                Span { first_row: 10, rows: 190, start: 0, pages: &[0, 1, 4, 5, 6, 7] },
+                Span { first_row: 5, rows: 3, start: 61, pages: &[9, 3, 2], ancestors: &[] },
+                Span { first_row: 8, rows: 0, start: 7, pages: &[], ancestors: &[] },
+                Span { first_row: 10, rows: 190, start: 0, pages: &[0, 1, 4, 5, 6, 7], ancestors: &[] },
             ];
             let mut expected = KvPages::new(10, kv_heads, head_dim, kind).unwrap();
             for span in &spans {
@@ -388,10 +415,30 @@ mod tests {
     }
 
     #[test]
+    fn a_moved_token_keeps_its_bits() {
+        for kind in [KvType::F32, KvType::F16, KvType::Bf16] {
+            let (kv_heads, head_dim) = (3, 5);
+            let row = kv_heads * head_dim;
+            let mut cache = KvPages::new(2, kv_heads, head_dim, kind).unwrap();
+            let (k, v) = (uniforms(1, row), uniforms(2, row));
+            cache.write(1, 30, &k, &v);
+            cache.copy_token((1, 30), (0, 7));
+            cache.copy_token((0, 7), (0, 9));
+            let read = |page, slot| {
+                let (mut k, mut v) = (vec![0.0; row], vec![0.0; row]);
+                cache.read(page, slot, &mut k, &mut v);
+                (k, v)
+            };
+            assert_eq!(read(0, 9), read(1, 30));
+            assert!(read(0, 8).0.iter().all(|&x| x == 0.0));
+        }
+    }
+
+    #[test]
     #[should_panic(expected = "two spans")]
     fn spans_that_share_a_page_panic() {
         let mut cache = KvPages::new(2, 1, 4, KvType::F16).unwrap();
-        let span = Span { first_row: 0, rows: 1, start: 0, pages: &[1] };
+        let span = Span { first_row: 0, rows: 1, start: 0, pages: &[1], ancestors: &[] };
         cache.write_rows(&Pool::new(1), &[span, Span { first_row: 1, start: 1, ..span }], &[0.0; 8], &[0.0; 8]);
     }
 

@@ -101,7 +101,7 @@ fn last_rows(isa: Isa, pool: &Pool, s: &Sequence, shape: &AttentionShape<'_>, ki
     let mut cache = poisoned(pages.len(), shape, kind);
     s.write(&mut cache, &pages, 0..s.tokens);
     let mut out = vec![f32::NAN; rows * shape.heads * shape.head_dim];
-    let span = Span { first_row: 0, rows, start: s.tokens - rows, pages: &pages };
+    let span = Span { first_row: 0, rows, start: s.tokens - rows, pages: &pages, ancestors: &[] };
     attention_with(isa, pool, &s.q[s.q.len() - out.len()..], &[span], &cache, shape, &mut out);
     out
 }
@@ -182,7 +182,8 @@ fn chunks_give_the_same_bits() {
                 let rows = chunk.min(tokens - start);
                 s.write(&mut cache, &pages, start..start + rows);
                 let range = start * width..(start + rows) * width;
-                let span = Span { first_row: 0, rows, start, pages: &pages[..(start + rows).div_ceil(PAGE)] };
+                let span =
+                    Span { first_row: 0, rows, start, pages: &pages[..(start + rows).div_ceil(PAGE)], ancestors: &[] };
                 attention(&pool, &s.q[range.clone()], &[span], &cache, shape, &mut out[range]);
             }
             assert_eq!(out, expected, "chunks of {chunk}: {shape:?}");
@@ -201,14 +202,14 @@ fn batch_mates_change_nothing() {
         let mut cache = poisoned(count * lengths.len(), shape, KvType::F16);
         let tables: Vec<Vec<u32>> =
             sequences.iter().enumerate().map(|(i, s)| s.pages(i as u32, lengths.len() as u32)).collect();
-        let mut spans = vec![Span { first_row: 0, rows: 0, start: 0, pages: &[] }];
+        let mut spans = vec![Span { first_row: 0, rows: 0, start: 0, pages: &[], ancestors: &[] }];
         let (mut q, mut expected, mut row) = (vec![0.0; width], vec![7.0; width], 1);
         for (i, (s, pages)) in sequences.iter().zip(&tables).enumerate() {
             s.write(&mut cache, pages, 0..s.tokens);
             // The last one, few or all of its rows are in this step.
             let rows = [1, s.tokens, s.tokens.min(9)][i % 3];
             let start = s.tokens - rows;
-            spans.push(Span { first_row: row, rows, start, pages });
+            spans.push(Span { first_row: row, rows, start, pages, ancestors: &[] });
             row += rows;
             q.extend(&s.q[start * width..]);
             let alone = whole(Isa::active(), &Pool::new(1), s, shape, KvType::F16);
@@ -252,7 +253,7 @@ fn pages_behind_the_window_are_never_looked_at() {
     // Rows 590.. see keys from 551 on: page 17.
     pages[..17].fill(u32::MAX);
     let mut out = vec![0.0; 10 * 32];
-    let span = Span { first_row: 0, rows: 10, start: 590, pages: &pages };
+    let span = Span { first_row: 0, rows: 10, start: 590, pages: &pages, ancestors: &[] };
     attention(&Pool::new(2), &s.q[590 * 32..], &[span], &cache, &shape, &mut out);
     assert_eq!(out, expected[590 * 32..]);
 }
@@ -269,7 +270,7 @@ fn long_sequences_are_split_and_merged_alike() {
     for isa in levels() {
         for threads in 1..6 {
             let mut out = vec![0.0; 192];
-            let span = Span { first_row: 0, rows: 1, start: s.tokens - 1, pages: &pages };
+            let span = Span { first_row: 0, rows: 1, start: s.tokens - 1, pages: &pages, ancestors: &[] };
             attention_with(isa, &Pool::new(threads), &s.q[last..], &[span], &cache, &shape, &mut out);
             assert_eq!(out, expected[last..]);
         }
@@ -302,7 +303,7 @@ fn no_rows_are_fine() {
     let shape = shape(2, 1, 8);
     let cache = KvPages::new(0, 1, 8, KvType::F16).unwrap();
     attention(&Pool::new(2), &[], &[], &cache, &shape, &mut []);
-    let span = Span { first_row: 0, rows: 0, start: 5, pages: &[] };
+    let span = Span { first_row: 0, rows: 0, start: 5, pages: &[], ancestors: &[] };
     attention(&Pool::new(2), &[], &[span], &cache, &shape, &mut []);
 }
 
@@ -311,7 +312,7 @@ fn no_rows_are_fine() {
 fn rows_in_two_spans_panic() {
     let shape = shape(1, 1, 8);
     let cache = KvPages::new(1, 1, 8, KvType::F16).unwrap();
-    let span = Span { first_row: 0, rows: 2, start: 0, pages: &[0] };
+    let span = Span { first_row: 0, rows: 2, start: 0, pages: &[0], ancestors: &[] };
     let spans = [span, Span { first_row: 1, ..span }];
     attention(&Pool::new(1), &[0.0; 24], &spans, &cache, &shape, &mut [0.0; 24]);
 }
@@ -321,6 +322,60 @@ fn rows_in_two_spans_panic() {
 fn missing_pages_panic() {
     let shape = shape(1, 1, 8);
     let cache = KvPages::new(1, 1, 8, KvType::F16).unwrap();
-    let span = Span { first_row: 0, rows: 1, start: 32, pages: &[0] };
+    let span = Span { first_row: 0, rows: 1, start: 32, pages: &[0], ancestors: &[] };
     attention(&Pool::new(1), &[0.0; 8], &[span], &cache, &shape, &mut [0.0; 8]);
+}
+
+/// Rows of a random tree: row 0 is the root, every other has an earlier row before it.
+fn random_tree(seed: u64, rows: usize) -> Vec<u64> {
+    let mut ancestors = vec![1u64];
+    for (row, random) in (1..rows).zip(uniforms(seed, rows)) {
+        // Often the row before, so that there are long branches.
+        let parent = if random < 0.0 { row - 1 } else { (random * row as f32) as usize };
+        ancestors.push(ancestors[parent] | 1 << row);
+    }
+    ancestors
+}
+
+#[test]
+fn a_branch_of_a_tree_has_the_bits_of_its_tokens_alone() {
+    for (i, shape) in shapes().iter().enumerate() {
+        let (width, row) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+        for (start, rows) in [(0, 9), (5, 16), (30, 64), (250, 12), (255, 40), (511, 7), (600, 1)] {
+            let ancestors = random_tree(start as u64 + i as u64, rows);
+            let s = Sequence::random(start as u64, start + rows, shape);
+            let pages: Vec<u32> = s.pages(0, 1).into_iter().rev().collect();
+            let mut cache = poisoned(pages.len(), shape, KvType::F16);
+            s.write(&mut cache, &pages, 0..s.tokens);
+            let span = Span { first_row: 0, rows, start, pages: &pages, ancestors: &ancestors };
+            let mut expected = vec![0.0; rows * width];
+            for (r, mask) in ancestors.iter().enumerate() {
+                let path: Vec<usize> =
+                    (0..start).chain((0..64).filter(|bit| mask >> bit & 1 == 1).map(|bit| start + bit)).collect();
+                let of = |x: &[f32], width: usize| {
+                    path.iter().flat_map(|t| x[t * width..][..width].to_vec()).collect::<Vec<f32>>()
+                };
+                let alone = Sequence { tokens: path.len(), q: of(&s.q, width), k: of(&s.k, row), v: of(&s.v, row) };
+                let out = last_rows(Isa::active(), &Pool::new(1), &alone, shape, KvType::F16, 1);
+                expected[r * width..][..width].copy_from_slice(&out);
+            }
+            for isa in levels() {
+                for threads in 1..3 {
+                    let mut out = vec![f32::NAN; rows * width];
+                    let pool = Pool::new(threads);
+                    attention_with(isa, &pool, &s.q[start * width..], &[span], &cache, shape, &mut out);
+                    assert_eq!(out, expected, "{} {threads} {start} {rows} {shape:?}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "ancestors")]
+fn a_row_that_does_not_see_itself_panics() {
+    let (shape, mut out) = (shape(1, 1, 1), [0.0; 2]);
+    let cache = KvPages::new(1, 1, 1, KvType::F32).unwrap();
+    let span = Span { first_row: 0, rows: 2, start: 0, pages: &[0], ancestors: &[1, 1] };
+    attention(&Pool::new(1), &[0.0; 2], &[span], &cache, &shape, &mut out);
 }

@@ -164,7 +164,7 @@ pub(super) struct WeightedValues<'a, E> {
     pub(super) p: &'a [[f32; SPAN]],
     /// Pages of (32, `head_dim`) values.
     pub(super) values: &'a [&'a [E]; PAGES],
-    /// Neither starts nor ends decrease; the rows beyond may be given anything.
+    /// (rows,); the rows beyond may be given anything.
     pub(super) visible: &'a [Range<usize>],
     pub(super) head_dim: usize,
     /// (rows, `head_dim`)
@@ -179,8 +179,8 @@ impl<E: Element> Kernel for WeightedValues<'_, E> {
         let WeightedValues { p, values, visible, head_dim, out } = self;
         // Keys that every row sees in one go; those before and after them row by row, since a row must not even
         // multiply by zero what it does not see.
-        let start = visible[visible.len() - 1].start;
-        let common = start..visible[0].end.max(start);
+        let start = visible.iter().fold(0, |start, visible| start.max(visible.start));
+        let common = start..visible.iter().fold(SPAN, |end, visible| end.min(visible.end)).max(start);
         for ((p, visible), out) in p.iter().zip(visible).zip(out.chunks_exact_mut(head_dim)) {
             let before = visible.start..visible.end.min(common.start);
             weighted_values::<S, E, 1>(simd, std::slice::from_ref(p), values, &before, head_dim, out);

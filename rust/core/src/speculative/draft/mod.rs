@@ -2,6 +2,8 @@
 
 use super::tree::DraftTree;
 use crate::error::Error;
+use crate::load::Tokenizer;
+use farthing_kernels::pool::Pool;
 use farthing_kernels::sample::{Sampling, TokenCounts};
 
 /// What a drafter wants to see of the target's passes.
@@ -23,6 +25,8 @@ pub struct Draft<'a> {
     pub tokens: &'a [u32],
     /// Most nodes to add.
     pub budget: usize,
+    /// A node less likely than this, all before it considered, is not worth the time of drafting it.
+    pub least: f32,
     /// How the target draws its tokens: a drafter that draws by the same noise at the same positions is right more often.
     pub sampling: &'a Sampling<'a>,
     /// What penalties count.
@@ -32,18 +36,46 @@ pub struct Draft<'a> {
 }
 
 /// What has become of a request in a pass.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Observed<'a> {
     /// Whose tokens.
     pub request: u64,
     /// `(n,)` the tokens committed by the pass.
     pub tokens: &'a [u32],
-    /// `(n, wanted · hidden)` states of the rows from which those tokens were drawn; empty unless wanted.
+    /// Position of the first of the computed tokens whose states are given.
+    pub start: usize,
+    /// `(m,)` the tokens that follow them in the text.
+    pub following: &'a [u32],
+    /// `(m, wanted · hidden)` their states; empty unless wanted. Those of prompts come in passes that commit nothing.
     pub hidden: &'a [f32],
     /// `(rows,)` the tokens of all verified rows, rejected ones included.
     pub rows: &'a [u32],
     /// `(rows, wanted)` the likeliest tokens behind each of them; empty unless wanted.
     pub top: &'a [u32],
+}
+
+/// The model that verifies, as far as drafters may use it between its passes.
+pub trait Target {
+    /// The engine's threads, at rest meanwhile.
+    fn pool(&self) -> &Pool;
+
+    /// Number of token ids.
+    fn vocabulary(&self) -> usize;
+
+    /// Width of its states.
+    fn hidden(&self) -> usize;
+
+    /// Number of its blocks.
+    fn blocks(&self) -> usize;
+
+    /// Its tokenizer, if it has one.
+    fn tokenizer(&self) -> Option<&Tokenizer>;
+
+    /// The row that `token` enters the first block as. `out: (hidden,)`.
+    fn embed(&self, token: u32, out: &mut [f32]);
+
+    /// Logits of normed states. `states: (t, hidden)`, `out: (t, vocabulary)`.
+    fn logits(&self, states: &[f32], out: &mut [f32]);
 }
 
 /// Proposes tokens. Whatever it proposes, the text stays what it is without it; only speed can change.
@@ -56,11 +88,16 @@ pub trait Drafter: Send + std::fmt::Debug {
         Wants::default()
     }
 
+    /// Called once, before anything else: whether it fits the model, or why not.
+    fn attach(&mut self, _target: &dyn Target) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// A request begins with the tokens of its prompt, `(t,)`.
     fn begin(&mut self, request: u64, prompt: &[u32]) -> Result<(), Error>;
 
     /// Adds nodes to each tree, at most its budget.
-    fn draft(&mut self, drafts: &mut [Draft<'_>]) -> Result<(), Error>;
+    fn draft(&mut self, target: &dyn Target, drafts: &mut [Draft<'_>]) -> Result<(), Error>;
 
     /// Takes in what was committed.
     fn observe(&mut self, observed: &Observed<'_>) -> Result<(), Error>;
