@@ -98,11 +98,6 @@ pub struct Law<'a, F = f32> {
 }
 
 impl<'a, F: Float> Law<'a, F> {
-    /// The weights as they came, `(width,)`.
-    pub fn weights(self) -> &'a [F] {
-        self.weights
-    }
-
     /// Probability of a token.
     pub fn of(self, token: u32) -> f64 {
         self.weights[token as usize].into() / self.total
