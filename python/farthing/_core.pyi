@@ -12,6 +12,7 @@ __all__ = [
     "Completion",
     "Drafter",
     "EngineLedger",
+    "Intersection",
     "Ledger",
     "Llm",
     "MatrixReport",
@@ -29,6 +30,8 @@ __all__ = [
     "cost",
     "cost_curve",
     "default_threads",
+    "draft_probabilities",
+    "draw_gumbel",
     "from_parts",
     "isa",
     "matmul_gated",
@@ -43,6 +46,8 @@ __all__ = [
     "route",
     "self_tests",
     "share_threads",
+    "verify_draft",
+    "verify_greedy",
 ]
 
 def available_isas() -> list[str]: ...
@@ -480,3 +485,43 @@ class SuffixCache:
     def tokens(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+
+def verify_draft(
+    rule: str,
+    p: npt.NDArray[np.floating[Any]],
+    q: npt.NDArray[np.floating[Any]] | None,
+    tokens: npt.NDArray[np.int64],
+    parents: npt.NDArray[np.int64] | None,
+    *,
+    distinct: bool,
+    seed: int,
+    position: int,
+    coin: Any,
+    options: tuple[float, float],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...
+def verify_greedy(
+    logits: npt.NDArray[np.floating[Any]],
+    tokens: npt.NDArray[np.int64],
+    parents: npt.NDArray[np.int64] | None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]: ...
+def draw_gumbel(
+    p: npt.NDArray[np.float32], seeds: Sequence[int], positions: Sequence[int]
+) -> npt.NDArray[np.int64]: ...
+def draft_probabilities(
+    logits: npt.NDArray[np.float32],
+    sampling: Sampling,
+    tokens: npt.NDArray[np.int64],
+    parents: npt.NDArray[np.int64] | None,
+    *,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    allowed: npt.NDArray[np.bool_] | None,
+) -> None: ...
+
+@final
+class Intersection:
+    def __new__(cls, drafter: Sequence[bytes], target: Sequence[bytes]) -> Intersection: ...
+    @property
+    def tokens(self) -> npt.NDArray[np.int64]: ...
+    def restrict(self, q: npt.NDArray[np.float32]) -> None: ...
+    def scatter(self, q: npt.NDArray[np.float32], target: int) -> npt.NDArray[np.float32]: ...

@@ -1,15 +1,36 @@
 """Fewer steps: tokens proposed cheaply, verified in one pass, and never another text than without."""
 
+from .check import CaseReport, CheckReport, Coin, check
 from .drafters import Composed, Draft, Drafter, NGram, Suffix, SuffixStore, TokenRecycling
 from .engine import DrafterReport, DraftModel, Proposer, SpeculationReport
 from .suffix_cache import SuffixDecodingCache, SuffixDecodingDraft
+from .verify import (
+    Intersection,
+    Verified,
+    draw_gumbel,
+    probabilities,
+    verify_block,
+    verify_ensemble,
+    verify_greedy,
+    verify_gumbel,
+    verify_relaxed,
+    verify_threshold,
+    verify_tokens,
+    verify_traversal,
+    verify_tree,
+    verify_typical,
+)
 
 __all__ = [
+    "CaseReport",
+    "CheckReport",
+    "Coin",
     "Composed",
     "Draft",
     "DraftModel",
     "Drafter",
     "DrafterReport",
+    "Intersection",
     "NGram",
     "Proposer",
     "SpeculationReport",
@@ -18,4 +39,18 @@ __all__ = [
     "SuffixDecodingDraft",
     "SuffixStore",
     "TokenRecycling",
+    "Verified",
+    "check",
+    "draw_gumbel",
+    "probabilities",
+    "verify_block",
+    "verify_ensemble",
+    "verify_greedy",
+    "verify_gumbel",
+    "verify_relaxed",
+    "verify_threshold",
+    "verify_tokens",
+    "verify_traversal",
+    "verify_tree",
+    "verify_typical",
 ]

@@ -15,6 +15,7 @@ mod moe;
 mod plan;
 mod product;
 mod speculation;
+mod speculative_verify;
 
 use pyo3::prelude::*;
 
@@ -44,6 +45,8 @@ mod _core {
 
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport};
+    #[pymodule_export]
+    use super::speculative_verify::{Intersection, draft_probabilities, draw_gumbel, verify_draft, verify_greedy};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

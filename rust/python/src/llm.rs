@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Checked sampling parameters.
 #[pyclass(frozen, module = "farthing._core")]
-pub(crate) struct Sampling(SamplingParams);
+pub(crate) struct Sampling(pub(crate) SamplingParams);
 
 #[pymethods]
 impl Sampling {

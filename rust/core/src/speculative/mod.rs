@@ -3,3 +3,4 @@
 pub mod controller;
 pub mod draft;
 pub mod tree;
+pub mod verify;

@@ -118,11 +118,15 @@ pub fn sample_with(
     sampling: &Sampling<'_>,
     history: &TokenCounts,
 ) -> Result<Draw, SampleError> {
+    check(logits, sampling);
+    dispatch(isa, Sample { logits, sampling, history })
+}
+
+fn check(logits: &[f32], sampling: &Sampling<'_>) {
     assert!(!logits.is_empty(), "sample: no logits");
     if let Some(allowed) = sampling.allowed {
         assert!(allowed.len() * 64 >= logits.len(), "sample: {} words allow {} tokens", allowed.len(), logits.len());
     }
-    dispatch(isa, Sample { logits, sampling, history })
 }
 
 struct Sample<'a> {
@@ -145,10 +149,7 @@ impl Kernel for Sample<'_> {
         }
         // Raw logits of the tokens that penalties change.
         let raw = history.penalise(logits, sampling);
-        forbid(simd, logits, sampling.allowed);
-        let greatest = self::greatest(simd, logits)?;
-        // A temperature that has no finite inverse is as good as 0.
-        let row = Row { logits, greatest, inverse: (1.0 / sampling.temperature).min(f32::MAX) };
+        let row = Row::new(simd, logits, sampling)?;
         let token = if sampling.temperature == 0.0 {
             row.mode(simd)
         } else {
@@ -161,6 +162,77 @@ impl Kernel for Sample<'_> {
     }
 }
 
+/// Turns `logits`: (vocabulary,) into the law that [`sample`] draws from with the same arguments: the softmax over the
+/// tokens that are left, 0 for the others; at temperature 0 the most likely token has it all.
+///
+/// ```
+/// use farthing_kernels::sample::{Sampling, TokenCounts, probabilities};
+/// let mut row = [0.0, 2.0, 2.0, 1.0];
+/// probabilities(&mut row, &Sampling { top_k: Some(2), ..Sampling::default() }, &TokenCounts::default())?;
+/// assert_eq!(row, [0.0, 0.5, 0.5, 0.0]);
+/// # Ok::<(), farthing_kernels::sample::SampleError>(())
+/// ```
+///
+/// # Panics
+/// As [`sample`].
+pub fn probabilities(logits: &mut [f32], sampling: &Sampling<'_>, history: &TokenCounts) -> Result<(), SampleError> {
+    probabilities_with(float_level(), logits, sampling, history)
+}
+
+/// [`probabilities`] on a given level.
+fn probabilities_with(
+    isa: Isa,
+    logits: &mut [f32],
+    sampling: &Sampling<'_>,
+    history: &TokenCounts,
+) -> Result<(), SampleError> {
+    check(logits, sampling);
+    dispatch(isa, Probabilities { logits, sampling, history })
+}
+
+struct Probabilities<'a> {
+    logits: &'a mut [f32],
+    sampling: &'a Sampling<'a>,
+    history: &'a TokenCounts,
+}
+
+impl Kernel for Probabilities<'_> {
+    type Output = Result<(), SampleError>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> Result<(), SampleError> {
+        let Probabilities { logits, sampling, history } = self;
+        greatest(simd, logits)?;
+        history.penalise(logits, sampling);
+        let row = Row::new(simd, logits, sampling)?;
+        if sampling.temperature == 0.0 {
+            let token = row.mode(simd) as usize;
+            logits.fill(0.0);
+            logits[token] = 1.0;
+            return Ok(());
+        }
+        let cut = truncate::cut(simd, row, sampling);
+        let Row { greatest, inverse, .. } = row;
+        let nothing = simd.splat(f32::NEG_INFINITY);
+        for at in (0..logits.len()).step_by(LANES) {
+            let x = Row { logits, greatest, inverse }.block(simd, at);
+            let left = simd.select(simd.mask(cut.kept(simd, x, at)), x, nothing);
+            let block = &mut logits[at..];
+            let length = block.len().min(LANES);
+            simd.store_part(left, &mut block[..length]);
+        }
+        // The most likely token is at 0 and always left.
+        let share = simd.splat(1.0 / sum_exp(simd, logits, 0.0));
+        for at in (0..logits.len()).step_by(LANES) {
+            let p = simd.mul(exp_lanes(simd, block(simd, logits, at)), share);
+            let block = &mut logits[at..];
+            let length = block.len().min(LANES);
+            simd.store_part(p, &mut block[..length]);
+        }
+        Ok(())
+    }
+}
+
 /// Processed logits as seen at a temperature: `(logit - greatest) / temperature`, so that the greatest is 0.
 #[derive(Clone, Copy)]
 struct Row<'a> {
@@ -169,7 +241,16 @@ struct Row<'a> {
     inverse: f32,
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    /// The row of logits that are penalised, the forbidden ones taken away.
+    #[inline(always)]
+    fn new<S: Simd>(simd: S, logits: &'a mut [f32], sampling: &Sampling<'_>) -> Result<Row<'a>, SampleError> {
+        forbid(simd, logits, sampling.allowed);
+        let greatest = greatest(simd, logits)?;
+        // A temperature that has no finite inverse is as good as 0.
+        Ok(Row { logits, greatest, inverse: (1.0 / sampling.temperature).min(f32::MAX) })
+    }
+
     /// The tempered logits of `at..at + 16`, filled up with minus infinity.
     #[inline(always)]
     fn block<S: Simd>(self, simd: S, at: usize) -> S::F {

@@ -102,6 +102,49 @@ fn truncation_is_what_sorting_gives() {
 }
 
 #[test]
+fn probabilities_are_the_law_of_the_draws() {
+    let plain = Sampling::default();
+    let settings = [
+        plain.clone(),
+        Sampling { temperature: 0.6, top_k: Some(20), top_p: 0.8, min_p: 0.01, ..plain.clone() },
+        Sampling {
+            frequency_penalty: 0.4,
+            presence_penalty: -0.3,
+            repetition_penalty: 1.3,
+            top_p: 0.9,
+            ..plain.clone()
+        },
+    ];
+    let (prompt, output) = ([0, 3, 5, 5, 400_000], [1, 3, 3, 3, 8]);
+    let counts = TokenCounts::of(&prompt, &output);
+    let allowed: Vec<u64> = (0..50).map(|i| !(0x0101_0101_0101_0100 << (i % 7))).collect();
+    for vocabulary in [1, 5, 16, 31, 257, 3000] {
+        let logits: Vec<f32> = uniforms(vocabulary as u64, vocabulary).iter().map(|x| x * 4.0).collect();
+        for setting in &settings {
+            let setting = Sampling { allowed: Some(&allowed), ..setting.clone() };
+            let expected = reference(&logits, &setting, &prompt, &output);
+            let laws: Vec<Vec<f32>> = levels()
+                .map(|isa| {
+                    let mut row = logits.clone();
+                    probabilities_with(isa, &mut row, &setting, &counts).unwrap();
+                    row
+                })
+                .collect();
+            assert!(laws.iter().all(|law| *law == laws[0]));
+            for (&p, &exact) in laws[0].iter().zip(&expected) {
+                assert_eq!(p > 0.0, exact > 1e-30);
+                assert!((f64::from(p) - exact).abs() <= 2e-6 * exact, "{p} {exact}");
+            }
+        }
+        let mut row = logits.clone();
+        let greedy = Sampling { temperature: 0.0, ..plain.clone() };
+        probabilities(&mut row, &greedy, &counts).unwrap();
+        let draw = sample(&mut logits.clone(), &greedy, &counts).unwrap();
+        assert!(row.iter().enumerate().all(|(token, &p)| p == f32::from(u8::from(token == draw.token as usize))));
+    }
+}
+
+#[test]
 fn ties_go_to_the_lower_id() {
     // Four tokens of equal mass: half of it is the first two.
     let logits = [1.0, -50.0, 1.0, 1.0, f32::NEG_INFINITY, 1.0];
