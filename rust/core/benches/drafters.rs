@@ -3,12 +3,14 @@
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 #![allow(missing_docs, reason = "nothing is public")]
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
 
 use farthing::error::Error;
 use farthing::speculative::draft::{
-    Draft, Drafter, NGram, NGramMode, NGramOptions, Observed, Suffix, SuffixOptions, SuffixStore, TokenRecycling,
+    Draft, Drafter, NGram, NGramMode, NGramOptions, NoTarget, Observed, Suffix, SuffixOptions, SuffixStore,
+    TokenRecycling,
 };
 use farthing::speculative::tree::DraftTree;
 use farthing_kernels::sample::{Sampling, TokenCounts};
@@ -51,26 +53,37 @@ fn run(
 ) -> Result<(Vec<f64>, Vec<f64>), Error> {
     let (sampling, counts) = (Sampling::default(), TokenCounts::default());
     let (mut drafted, mut observed, mut nodes) = (Vec::new(), Vec::new(), 0);
+    let target = NoTarget::default();
     drafter.begin(0, &tokens[..context])?;
     for end in context..tokens.len() {
         let mut tree = DraftTree::default();
         let tokens_so_far = &tokens[..end];
         let start = Instant::now();
-        drafter.draft(&mut [Draft {
-            request: 0,
-            tokens: tokens_so_far,
-            budget,
-            sampling: &sampling,
-            counts: &counts,
-            tree: &mut tree,
-        }])?;
+        drafter.draft(
+            &target,
+            &mut [Draft {
+                request: 0,
+                tokens: tokens_so_far,
+                budget,
+                least: 0.0,
+                sampling: &sampling,
+                counts: &counts,
+                tree: &mut tree,
+            }],
+        )?;
         drafted.push(start.elapsed().as_secs_f64());
         nodes += tree.len();
         let token = &tokens[end..=end];
         let top: [u32; 8] = std::array::from_fn(|rank| token[0] + rank as u32);
         let top = if drafter.wants().top > 0 { &top[..] } else { &[] };
         let start = Instant::now();
-        drafter.observe(&Observed { request: 0, tokens: token, hidden: &[], rows: &tokens[end - 1..end], top })?;
+        drafter.observe(&Observed {
+            request: 0,
+            tokens: token,
+            rows: &tokens[end - 1..end],
+            top,
+            ..Observed::default()
+        })?;
         observed.push(start.elapsed().as_secs_f64());
     }
     drafter.end(0);
@@ -93,7 +106,7 @@ fn main() -> Result<(), Error> {
             let (drafted, observed) = run(&mut NGram::new(options)?, &text(1, context + STEPS), context, 63)?;
             let both = drafted.iter().zip(&observed[1..]).map(|(a, b)| a + b).collect();
             let (median, high) = quantiles(both);
-            line += &format!("{:>16}", format!("{median:.2} ({high:.2})"));
+            let _ = write!(line, "{:>16}", format!("{median:.2} ({high:.2})"));
         }
         println!("{line}");
     }

@@ -164,6 +164,24 @@ pub struct ExpertCounts {
     pub substituted: u64,
 }
 
+impl std::ops::Sub for ExpertCounts {
+    type Output = ExpertCounts;
+
+    fn sub(self, before: ExpertCounts) -> ExpertCounts {
+        ExpertCounts {
+            hits: self.hits - before.hits,
+            misses: self.misses - before.misses,
+            bytes: self.bytes - before.bytes,
+            evictions: self.evictions - before.evictions,
+            guesses: self.guesses - before.guesses,
+            right_guesses: self.right_guesses - before.right_guesses,
+            choices: self.choices - before.choices,
+            skipped: self.skipped - before.skipped,
+            substituted: self.substituted - before.substituted,
+        }
+    }
+}
+
 impl EngineLedger {
     /// Notes what was done with experts up to now.
     pub fn note(&mut self, experts: ExpertCounts) {

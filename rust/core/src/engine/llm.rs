@@ -137,6 +137,7 @@ impl Llm {
         } else {
             StepCost::measure(&mut model, &mut cache, &pool, &mut scratch, context)?
         };
+        let counted = model.stream_statistics();
         let host = Host { model: &model, pool: &pool, tokenizer: text.tokenizer.as_deref() };
         let drafting = Drafting::new(speculation, cost, &host)?;
         let notices = Arc::new(Mutex::new(Notices::default()));
@@ -152,6 +153,7 @@ impl Llm {
             limits,
             context,
             drafting,
+            counted,
             tokenizer: text.tokenizer.clone(),
             ledger: Arc::clone(&ledger),
             notices: Arc::clone(&notices),

@@ -7,7 +7,7 @@ use super::scheduler::{Limits, Plan, Scheduler};
 use super::sequence::Sequence;
 use super::speculation::{Drafting, Host, SpeculationReport, Wanted};
 use crate::error::Error;
-use crate::ledger::{EngineLedger, Pass};
+use crate::ledger::{EngineLedger, ExpertCounts, Pass};
 use crate::load::Tokenizer;
 use crate::model::config::BlockSpec;
 use crate::model::{Batch, Model, Row, Scratch};
@@ -32,6 +32,8 @@ pub(super) struct Engine {
     /// Longest sequence.
     pub(super) context: usize,
     pub(super) drafting: Drafting,
+    /// What was done with experts before the first request: to measure passes.
+    pub(super) counted: ExpertCounts,
     pub(super) tokenizer: Option<Arc<Tokenizer>>,
     /// Shared with the handle, which shows it.
     pub(super) ledger: Arc<Mutex<EngineLedger>>,
@@ -278,7 +280,7 @@ impl Engine {
         // Whoever hears of an end finds it in the books.
         let mut ledger = lock(&self.ledger);
         ledger.book(pass, kv_bytes);
-        ledger.note(self.model.stream_statistics());
+        ledger.note(self.model.stream_statistics() - self.counted);
         ledger.drawn += drawn;
         ledger.drafted += drafted;
         ledger.accepted += accepted;
