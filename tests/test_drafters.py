@@ -237,7 +237,7 @@ def test_a_store_takes_at_most_110_bytes_a_token(recordings):
     small = SuffixStore("256KiB")
     for recording in recordings:
         small.add(recording.prompt + recording.answer)
-        assert small.nbytes <= 1.25 * (256 << 10)
+        assert small.nbytes <= 1.05 * (256 << 10)
 
 
 def test_threads_share_a_store(recordings):
@@ -289,7 +289,10 @@ def test_tokens_per_pass(recordings):
     got = {name: replay_all(drafter, recordings, most)["all"].per_pass for name, (_, drafter, most) in expected.items()}
     got["suffix cache, 15"] = of_cache(recordings, 15).per_pass
     wanted = {name: figure for name, (figure, _, _) in expected.items()} | {"suffix cache, 15": 1.67}
-    assert got == pytest.approx(wanted, abs=0.0505)
+    # Never worse than those by more than 0.05; where the prompts give more, so be it.
+    assert all(got[name] >= wanted[name] - 0.05 for name in wanted), got
+    recorded = (1.800, 1.520, 1.641, 1.956, 1.695)
+    assert tuple(got.values()) == pytest.approx(recorded, abs=0.003)
 
 
 def test_what_was_said_before_is_drafted_whole(recordings):

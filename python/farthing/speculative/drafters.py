@@ -148,7 +148,7 @@ class NGram(Drafter):
 class SuffixStore:
     """What requests said, for requests to come: shared by any number of `Suffix` drafters, engines and threads.
 
-    Holds about 200,000 tokens in its 16 MB. When the newer half is full, the older half is forgotten.
+    Holds some 100,000 tokens in its 16 MB. When the newer half is full, the older half is forgotten.
 
     Args:
         max_bytes: most memory, a number or text such as ``"64MB"``; at least 64 KiB.

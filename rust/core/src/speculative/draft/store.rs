@@ -101,6 +101,9 @@ impl Generations {
     }
 }
 
+/// A generation is full at this part of the memory: its tables may double once more, and there are two.
+const FULL: usize = 4;
+
 /// Answers of past and present requests, in two generations: when the newer has filled half of the memory, the older is
 /// forgotten. Engines, threads and drafters may share one.
 ///
@@ -160,7 +163,7 @@ impl SuffixStore {
     pub fn append(&self, id: TextId, tokens: &[u32]) {
         let mut generations = self.write();
         for chunk in tokens.chunks(CHUNK) {
-            let full = generations.current.bytes() > self.max_bytes / 2;
+            let full = generations.current.bytes() > self.max_bytes / FULL;
             let many =
                 generations.current.texts.len() >= self.max_texts && !generations.current.places.contains_key(&id);
             if full || many {
@@ -170,7 +173,7 @@ impl SuffixStore {
             let Generations { current, previous } = &mut *generations;
             let generation = match previous {
                 // Its own generation, unless that grows beyond its share.
-                Some(previous) if previous.places.contains_key(&id) && previous.bytes() <= self.max_bytes / 2 => {
+                Some(previous) if previous.places.contains_key(&id) && previous.bytes() <= self.max_bytes / FULL => {
                     previous
                 }
                 _ => current,
