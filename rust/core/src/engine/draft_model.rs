@@ -166,6 +166,8 @@ impl DraftModel {
     }
 }
 
+/// Likelihood of a token that a draft model is likely to name.
+const USUAL: f32 = 0.75;
 /// Tokens of a text that are read before the first draft.
 const WINDOW: usize = 256;
 /// A text that has gone on by more tokens without drafts is begun anew.
@@ -247,14 +249,13 @@ impl Drafter for DraftModel {
                 let sampling = Sampling { position, top_logprobs: 0, ..(*sampling).clone() };
                 let Some((token, probability)) = self.draw(row, vocab, &sampling, &chain.counts) else { continue };
                 chain.likelihood *= probability;
-                if chain.likelihood < *least {
-                    continue;
-                }
                 let class = (probability * 10.0).clamp(0.0, 9.0) as u8;
                 chain.parent = tree.push(chain.parent, token, class, 1.0);
                 chain.counts.push(token);
                 chain.left -= 1;
-                if chain.parent.is_some() && chain.left > 0 {
+                // The next one is worth its step if it will be likely enough, not if it turns out so.
+                let next = chain.likelihood * USUAL;
+                if chain.parent.is_some() && chain.left > 0 && next >= *least {
                     feed.push((chain.request, vec![token]));
                     open.push(chain);
                 }
