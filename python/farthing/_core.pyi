@@ -10,6 +10,7 @@ import numpy.typing as npt
 __version__: str
 __all__ = [
     "Completion",
+    "DraftModel",
     "Drafter",
     "EngineLedger",
     "Intersection",
@@ -22,6 +23,7 @@ __all__ = [
     "RouterSpec",
     "RoutingStatistics",
     "Sampling",
+    "SpeculationReport",
     "Stream",
     "SuffixCache",
     "SuffixStore",
@@ -423,6 +425,7 @@ class SpeculationReport:
     @property
     def drafters(self) -> list[tuple[str, int, int, float, float, str | None]]: ...
 
+@final
 class Drafter:
     @staticmethod
     def ngram(

@@ -138,6 +138,7 @@ impl Llm {
             StepCost::measure(&mut model, &mut cache, &pool, &mut scratch, context)?
         };
         let counted = model.stream_statistics();
+        scratch.take_expert_bytes();
         let host = Host { model: &model, pool: &pool, tokenizer: text.tokenizer.as_deref() };
         let drafting = Drafting::new(speculation, cost, &host)?;
         let notices = Arc::new(Mutex::new(Notices::default()));
