@@ -14,6 +14,7 @@ mod moe;
 mod plan;
 mod product;
 mod speculation;
+mod speculative_heads;
 
 use pyo3::prelude::*;
 
@@ -41,6 +42,8 @@ mod _core {
 
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport, check_drafter};
+    #[pymodule_export]
+    use super::speculative_heads::Medusa;
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

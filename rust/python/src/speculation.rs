@@ -10,6 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
+use crate::speculative_heads::{Heads, Medusa};
 
 /// A model that drafts, loaded with the engine it drafts for.
 #[pyclass(frozen, module = "farthing._core")]
@@ -35,12 +36,14 @@ impl DraftModel {
 #[derive(FromPyObject)]
 pub(crate) enum Proposer<'py> {
     Model(PyRef<'py, DraftModel>),
+    Medusa(PyRef<'py, Medusa>),
     Python(Bound<'py, PyAny>),
 }
 
 /// What makes the drafter when the engine is loaded.
 pub(crate) enum Maker {
     Model(PathBuf, DraftModelOptions),
+    Heads(Heads),
     Ready(Box<dyn Drafter>),
 }
 
@@ -48,6 +51,7 @@ impl From<Proposer<'_>> for Maker {
     fn from(proposer: Proposer<'_>) -> Maker {
         match proposer {
             Proposer::Model(model) => Maker::Model(model.path.clone(), model.options),
+            Proposer::Medusa(medusa) => Maker::Heads(Heads::from(&*medusa)),
             Proposer::Python(object) => Maker::Ready(Box::new(PythonDrafter::new(&object))),
         }
     }
@@ -58,6 +62,7 @@ impl Maker {
     pub(crate) fn make(self, sequences: usize, context: usize) -> Result<Box<dyn Drafter>, Error> {
         match self {
             Maker::Model(path, options) => Ok(Box::new(engine::DraftModel::load(&path, options, sequences, context)?)),
+            Maker::Heads(heads) => heads.make(),
             Maker::Ready(drafter) => Ok(drafter),
         }
     }
@@ -190,7 +195,7 @@ impl SpeculationReport {
 /// Whether `object` can draft: an error that says what is missing otherwise.
 #[pyfunction]
 pub(crate) fn check_drafter(object: &Bound<'_, PyAny>) -> PyResult<()> {
-    if object.cast::<DraftModel>().is_ok() || object.hasattr("draft")? {
+    if object.cast::<DraftModel>().is_ok() || object.cast::<Medusa>().is_ok() || object.hasattr("draft")? {
         return Ok(());
     }
     let got = object.get_type().name()?.to_string();

@@ -29,6 +29,7 @@ pub use explain::MatrixReport;
 pub use forward::{Batch, Head, Row, Scratch};
 pub use names::{Names, Role};
 pub use parameters::Parameters;
+pub(crate) use weights::packed_format;
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
@@ -126,6 +127,12 @@ impl Model {
 
     /// Leaves of the head the rows of `tokens` alone, in 4 bits: logits are theirs from now on, in this order.
     pub fn trim_head(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        self.head = Some(self.head_rows(tokens)?);
+        Ok(())
+    }
+
+    /// The head's rows of `tokens`, in this order, in 4 bits.
+    pub fn head_rows(&self, tokens: &[u32]) -> Result<PackedMatrix, Error> {
         let format = weights::integer(Bits::Four);
         let fits = farthing_kernels::format::Precision::A8;
         let head = self.head();
@@ -133,11 +140,10 @@ impl Model {
             head.row(tokens[row] as usize, out);
             Ok::<_, std::convert::Infallible>(())
         });
-        self.head = Some(packed.map_err(|error| match error {
+        packed.map_err(|error| match error {
             PackError::OutOfMemory(error) => Error::OutOfMemory(error),
             other => Error::unsupported(format!("a head in 4 bits: {other}"), "the whole head drafts"),
-        })?);
-        Ok(())
+        })
     }
 
     /// Bytes of the blocks' matrices that every pass reads: all but those of experts.

@@ -1,8 +1,15 @@
 //! Who proposes tokens: one trait for all.
 
+mod head;
+mod medusa;
+mod weights;
+
+pub use medusa::{Medusa, MedusaOptions};
+
 use super::tree::DraftTree;
 use crate::error::Error;
 use crate::load::Tokenizer;
+use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::pool::Pool;
 use farthing_kernels::sample::{Sampling, TokenCounts};
 
@@ -76,6 +83,9 @@ pub trait Target {
 
     /// Logits of normed states. `states: (t, hidden)`, `out: (t, vocabulary)`.
     fn logits(&self, states: &[f32], out: &mut [f32]);
+
+    /// The head's rows of `tokens`, in this order, in 4 bits: a drafter's own small head.
+    fn head_rows(&self, tokens: &[u32]) -> Result<PackedMatrix, Error>;
 }
 
 /// Proposes tokens. Whatever it proposes, the text stays what it is without it; only speed can change.
