@@ -1,5 +1,15 @@
 """Fewer steps: tokens proposed cheaply, verified in one pass, and never another text than without."""
 
 from .engine import Drafter, DrafterReport, DraftModel, SpeculationReport
+from .medusa import Medusa
+from .medusa_training import MedusaTraining, train_medusa
 
-__all__ = ["DraftModel", "Drafter", "DrafterReport", "SpeculationReport"]
+__all__ = [
+    "DraftModel",
+    "Drafter",
+    "DrafterReport",
+    "Medusa",
+    "MedusaTraining",
+    "SpeculationReport",
+    "train_medusa",
+]

@@ -80,6 +80,23 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Config, Error> {
     Ok(config)
 }
 
+/// The head's rows of `tokens`, in this order, as the file stores them: `(tokens, hidden)`, row-major.
+pub fn head_weights(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+    let config = describe(checkpoint)?;
+    let spec = config.head().unwrap_or_else(|| config.embedding());
+    let name = config.names.tensor(Convention::of(checkpoint), spec.stored, 0) + ".weight";
+    let tensor = checkpoint.require(&name, &[spec.rows, spec.columns])?;
+    let mut out = vec![0.0; tokens.len() * spec.columns];
+    for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(spec.columns)) {
+        if token as usize >= spec.rows {
+            return Err(Error::argument("token id", token, format!("below {}", spec.rows)));
+        }
+        tensor.row(token as usize, out)?;
+        out.iter_mut().for_each(|value| *value *= config.logit_scale);
+    }
+    Ok(out)
+}
+
 impl Model {
     /// Loads every tensor; `progress` hears the bytes of the file that are packed so far. At most `expert_memory` bytes of
     /// experts are kept in memory, if given.
