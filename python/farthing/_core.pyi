@@ -68,6 +68,9 @@ def cost(
     output_per_million: float,
     cpu_hour: float,
 ) -> float: ...
+def draft_logits(
+    path: str | PathLike[str], heads: Medusa | MTP, tokens: npt.NDArray[np.uint32], count: int
+) -> tuple[npt.NDArray[np.float32], list[int], list[int]]: ...
 def head_weights(path: str | PathLike[str], tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
 def plan(path: str | PathLike[str], *, weights: str, activations: str, kv: str) -> Plan: ...
 def quantize(
@@ -395,6 +398,12 @@ class DraftModel:
 @final
 class Medusa:
     def __new__(cls, path: str | PathLike[str], weights: str, vocabulary: int | None) -> Medusa: ...
+
+@final
+class MTP:
+    def __new__(
+        cls, path: str | PathLike[str], weights: str, activations: str, vocabulary: int | None
+    ) -> MTP: ...
 
 @final
 class SpeculationReport:

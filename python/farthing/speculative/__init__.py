@@ -3,8 +3,10 @@
 from .engine import Drafter, DrafterReport, DraftModel, SpeculationReport
 from .medusa import Medusa
 from .medusa_training import MedusaTraining, train_medusa
+from .mtp import MTP
 
 __all__ = [
+    "MTP",
     "DraftModel",
     "Drafter",
     "DrafterReport",

@@ -10,7 +10,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
-use crate::speculative_heads::{Heads, Medusa};
+use crate::speculative_heads::{GivenHeads, Heads};
 
 /// A model that drafts, loaded with the engine it drafts for.
 #[pyclass(frozen, module = "farthing._core")]
@@ -36,7 +36,7 @@ impl DraftModel {
 #[derive(FromPyObject)]
 pub(crate) enum Proposer<'py> {
     Model(PyRef<'py, DraftModel>),
-    Medusa(PyRef<'py, Medusa>),
+    Heads(GivenHeads<'py>),
     Python(Bound<'py, PyAny>),
 }
 
@@ -51,7 +51,7 @@ impl From<Proposer<'_>> for Maker {
     fn from(proposer: Proposer<'_>) -> Maker {
         match proposer {
             Proposer::Model(model) => Maker::Model(model.path.clone(), model.options),
-            Proposer::Medusa(medusa) => Maker::Heads(Heads::from(&*medusa)),
+            Proposer::Heads(heads) => Maker::Heads(heads.into()),
             Proposer::Python(object) => Maker::Ready(Box::new(PythonDrafter::new(&object))),
         }
     }
@@ -62,7 +62,7 @@ impl Maker {
     pub(crate) fn make(self, sequences: usize, context: usize) -> Result<Box<dyn Drafter>, Error> {
         match self {
             Maker::Model(path, options) => Ok(Box::new(engine::DraftModel::load(&path, options, sequences, context)?)),
-            Maker::Heads(heads) => heads.make(),
+            Maker::Heads(heads) => Ok(heads.make(sequences, context)?),
             Maker::Ready(drafter) => Ok(drafter),
         }
     }
@@ -195,7 +195,7 @@ impl SpeculationReport {
 /// Whether `object` can draft: an error that says what is missing otherwise.
 #[pyfunction]
 pub(crate) fn check_drafter(object: &Bound<'_, PyAny>) -> PyResult<()> {
-    if object.cast::<DraftModel>().is_ok() || object.cast::<Medusa>().is_ok() || object.hasattr("draft")? {
+    if object.cast::<DraftModel>().is_ok() || object.extract::<GivenHeads<'_>>().is_ok() || object.hasattr("draft")? {
         return Ok(());
     }
     let got = object.get_type().name()?.to_string();

@@ -20,6 +20,7 @@ mod mixtral;
 mod names;
 mod olmoe;
 mod parameters;
+mod part;
 mod qwen;
 mod qwen_hybrid;
 mod qwen_moe;
@@ -29,6 +30,7 @@ pub use explain::MatrixReport;
 pub use forward::{Batch, Head, Row, Scratch};
 pub use names::{Names, Role};
 pub use parameters::Parameters;
+pub use part::{Part, PartRows, rms_norms};
 pub(crate) use weights::packed_format;
 
 use crate::engine::{Activations, Weights};
@@ -40,7 +42,7 @@ use farthing_kernels::format::{Bits, PackError, PackedMatrix};
 use farthing_kernels::rope::RopeTable;
 use feed_forward::sparse::Sparse;
 use feed_forward::streamed::ExpertStore;
-use names::Convention;
+pub(crate) use names::Convention;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
 
@@ -92,7 +94,9 @@ pub fn head_weights(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>,
             return Err(Error::argument("token id", token, format!("below {}", spec.rows)));
         }
         tensor.row(token as usize, out)?;
-        out.iter_mut().for_each(|value| *value *= config.logit_scale);
+        for value in out {
+            *value *= config.logit_scale;
+        }
     }
     Ok(out)
 }

@@ -18,6 +18,8 @@ pub(super) struct TokenHead {
     /// `(t, rows)` of the last call: logits, or their softmax.
     values: Vec<f32>,
     rows: usize,
+    /// All logits since they were asked for.
+    kept: Option<Vec<f32>>,
 }
 
 /// A token that may come next.
@@ -30,7 +32,7 @@ pub(super) struct Likely {
 impl TokenHead {
     /// A head of its own whose row `i` stands for `tokens[i]`, or for `i` when there are no tokens.
     pub(super) fn own(linear: Linear, tokens: Vec<u32>) -> TokenHead {
-        TokenHead { rows: linear.rows(), own: Some(linear), tokens, values: Vec::new() }
+        TokenHead { rows: linear.rows(), own: Some(linear), tokens, ..TokenHead::default() }
     }
 
     /// The target's head, or its rows of `tokens` in 4 bits.
@@ -54,6 +56,19 @@ impl TokenHead {
             Some(own) => own.multiply(target.pool(), states, &mut self.values),
             None => target.logits(states, &mut self.values),
         }
+        if let Some(kept) = &mut self.kept {
+            kept.extend_from_slice(&self.values);
+        }
+    }
+
+    /// Keeps all logits from now on.
+    pub(super) fn keep(&mut self) {
+        self.kept = Some(Vec::new());
+    }
+
+    /// The logits kept so far.
+    pub(super) fn kept(&mut self) -> Vec<f32> {
+        self.kept.take().unwrap_or_default()
     }
 
     /// Rows: tokens that it tells apart.

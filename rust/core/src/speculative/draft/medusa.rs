@@ -6,7 +6,7 @@
 
 use super::head::{Likely, TokenHead, class, first_tokens};
 use super::weights::{Linear, matrix};
-use super::{Draft, Drafter, Observed, Target, Wants};
+use super::{Draft, Drafter, Heads, Observed, Target, Wants};
 use crate::engine::Weights;
 use crate::error::Error;
 use crate::load::{Checkpoint, FormatError, Metadata};
@@ -238,6 +238,18 @@ fn grow(draft: &mut Draft<'_>, guesses: &[Vec<Likely>]) {
         let Some(node) = draft.tree.push(next.parent, token, class(probability), 1.0) else { return };
         open.extend(candidate(next.likelihood, Some(node), next.head + 1, 0));
         open.extend(candidate(next.before, next.parent, next.head, next.rank + 1));
+    }
+}
+
+impl Heads for Medusa {
+    fn keep_logits(&mut self) {
+        self.shared.keep();
+        self.outputs.iter_mut().for_each(TokenHead::keep);
+    }
+
+    fn kept_logits(&mut self) -> Vec<f32> {
+        let own = self.outputs.iter_mut().flat_map(TokenHead::kept).collect::<Vec<f32>>();
+        [self.shared.kept(), own].concat()
     }
 }
 

@@ -1,10 +1,13 @@
 //! Who proposes tokens: one trait for all.
 
+mod block;
 mod head;
 mod medusa;
+mod mtp;
 mod weights;
 
 pub use medusa::{Medusa, MedusaOptions};
+pub use mtp::{Mtp, MtpOptions};
 
 use super::tree::DraftTree;
 use crate::error::Error;
@@ -114,4 +117,13 @@ pub trait Drafter: Send + std::fmt::Debug {
 
     /// The request is over.
     fn end(&mut self, request: u64);
+}
+
+/// A drafter with weights of its own.
+pub trait Heads: Drafter {
+    /// Keeps the logits of what is drafted from now on.
+    fn keep_logits(&mut self);
+
+    /// Those kept so far, `(rows, tokens it tells apart)`, in the order in which they were computed.
+    fn kept_logits(&mut self) -> Vec<f32>;
 }
