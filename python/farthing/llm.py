@@ -197,6 +197,17 @@ class LLM:
         """The model's logits after each of the ids, float32 (T, V)."""
         return self._core.logits(_token_ids(token_ids))
 
+    def hidden(self, token_ids: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
+        """The model's states behind the last block and the final norm, float32 (T, hidden): what the head reads.
+
+        Raises:
+            ValueError: no tokens, more than the context holds, or ids outside the vocabulary.
+
+        Example:
+            ``states = llm.hidden([1, 2, 3])  # (3, 576) for smollm2-135m``
+        """
+        return self._core.hidden(_token_ids(token_ids))
+
     @property
     def ledger(self) -> EngineLedger:
         """What this engine has done so far."""

@@ -3,6 +3,9 @@
 from .check import CaseReport, CheckReport, Coin, check
 from .drafters import Composed, Draft, Drafter, NGram, Suffix, SuffixStore, TokenRecycling
 from .engine import DrafterReport, DraftModel, Proposer, SpeculationReport
+from .medusa import Medusa
+from .medusa_training import MedusaTraining, train_medusa
+from .mtp import MTP
 from .suffix_cache import SuffixDecodingCache, SuffixDecodingDraft
 from .verify import (
     Intersection,
@@ -22,6 +25,7 @@ from .verify import (
 )
 
 __all__ = [
+    "MTP",
     "CaseReport",
     "CheckReport",
     "Coin",
@@ -31,6 +35,8 @@ __all__ = [
     "Drafter",
     "DrafterReport",
     "Intersection",
+    "Medusa",
+    "MedusaTraining",
     "NGram",
     "Proposer",
     "SpeculationReport",
@@ -43,6 +49,7 @@ __all__ = [
     "check",
     "draw_gumbel",
     "probabilities",
+    "train_medusa",
     "verify_block",
     "verify_ensemble",
     "verify_greedy",

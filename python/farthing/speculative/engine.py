@@ -20,6 +20,9 @@ from .drafters import Suffix, SuffixStore
 
 __all__ = ["DraftModel", "DrafterReport", "Proposer", "SpeculationReport", "drafters"]
 
+# Drafters of the core's own.
+CORES = (_core.DraftModel, _core.Drafter, _core.Medusa, _core.MTP)
+
 
 class Proposer(Protocol):
     """What an object needs to draft for `LLM(speculation=...)`; ``begin``, ``observe`` and ``end`` may be missing too.
@@ -175,7 +178,7 @@ def drafters(speculation: Any) -> list[Any]:
         if isinstance(each, str) and each == "auto":
             each = Suffix(SuffixStore())
         core = getattr(each, "_core", each)
-        if not isinstance(core, (_core.DraftModel, _core.Drafter)) and not hasattr(core, "draft"):
+        if not isinstance(core, CORES) and not hasattr(core, "draft"):
             works = 'use "auto", None, a drafter (an object with a method draft) or a list of them'
             raise UnsupportedError(f"speculation={each!r} is not supported; {works}")
         cores.append(core)

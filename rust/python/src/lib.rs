@@ -15,6 +15,7 @@ mod moe;
 mod plan;
 mod product;
 mod speculation;
+mod speculative_heads;
 mod speculative_verify;
 
 use pyo3::prelude::*;
@@ -45,6 +46,8 @@ mod _core {
 
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport};
+    #[pymodule_export]
+    use super::speculative_heads::{Medusa, Mtp, draft_logits, head_weights};
     #[pymodule_export]
     use super::speculative_verify::{Intersection, draft_probabilities, draw_gumbel, verify_draft, verify_greedy};
 

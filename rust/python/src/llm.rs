@@ -292,6 +292,13 @@ impl Llm {
         PyArray1::from_vec(py, logits).reshape([ids.len(), self.0.config().vocab])
     }
 
+    /// States `(t, hidden)` of each token behind the final norm.
+    fn hidden<'py>(&self, py: Python<'py>, ids: PyReadonlyArray1<'py, u32>) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let ids = ids.as_array().to_vec();
+        let states = py.detach(|| self.0.hidden(&ids)).map_err(exception)?;
+        PyArray1::from_vec(py, states).reshape([ids.len(), self.0.config().hidden])
+    }
+
     /// The prompt the chat template makes of messages and variables, both JSON.
     fn chat_prompt(&self, py: Python<'_>, messages: &str, variables: &str) -> PyResult<String> {
         let wrong = |error: serde_json::Error| PyValueError::new_err(format!("messages: {error}"));

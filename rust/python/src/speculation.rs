@@ -9,6 +9,7 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 
 use crate::errors::exception;
+use crate::speculative_heads::{GivenHeads, Heads};
 
 /// A model that drafts, loaded with the engine it drafts for.
 #[pyclass(frozen, module = "farthing._core")]
@@ -35,12 +36,14 @@ impl DraftModel {
 pub(crate) enum Proposer<'py> {
     Model(PyRef<'py, DraftModel>),
     Rule(PyRef<'py, crate::drafters::Drafter>),
+    Heads(GivenHeads<'py>),
     Python(Bound<'py, PyAny>),
 }
 
 /// What makes the drafter when the engine is loaded.
 pub(crate) enum Maker {
     Model(PathBuf, DraftModelOptions),
+    Heads(Heads),
     Ready(Box<dyn Drafter>),
 }
 
@@ -50,6 +53,7 @@ impl Proposer<'_> {
         Ok(match self {
             Proposer::Model(model) => vec![Maker::Model(model.path.clone(), model.options)],
             Proposer::Rule(rule) => rule.for_engine()?.into_iter().map(Maker::Ready).collect(),
+            Proposer::Heads(heads) => vec![Maker::Heads(heads.into())],
             Proposer::Python(object) => vec![Maker::Ready(Box::new(PythonDrafter::new(&object)))],
         })
     }
@@ -60,6 +64,7 @@ impl Maker {
     pub(crate) fn make(self, sequences: usize, context: usize) -> Result<Box<dyn Drafter>, Error> {
         match self {
             Maker::Model(path, options) => Ok(Box::new(engine::DraftModel::load(&path, options, sequences, context)?)),
+            Maker::Heads(heads) => Ok(heads.make(sequences, context)?),
             Maker::Ready(drafter) => Ok(drafter),
         }
     }

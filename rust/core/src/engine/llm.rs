@@ -26,7 +26,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -243,11 +243,26 @@ impl Llm {
 
     /// The logits `(t, vocab)` of every token of `ids`, row-major.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let rows = Vec::with_capacity(ids.len() * self.config.vocab);
+        self.rows(ids, |reply| Purpose::Logits { rows, reply })
+    }
+
+    /// The states `(t, hidden)` of every token of `ids` behind the last block and the final norm, row-major: what the head
+    /// makes logits of.
+    pub fn hidden(&self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let rows = Vec::with_capacity(ids.len() * self.config.hidden);
+        self.rows(ids, |reply| Purpose::States { rows, reply })
+    }
+
+    fn rows(
+        &self,
+        ids: &[u32],
+        purpose: impl FnOnce(Sender<Result<Vec<f32>, Error>>) -> Purpose,
+    ) -> Result<Vec<f32>, Error> {
         self.check(ids, 0)?;
         let (reply, answer) = channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let rows = Vec::with_capacity(ids.len() * self.config.vocab);
-        self.enqueue(vec![sequence(id, ids.to_vec(), Purpose::Logits { rows, reply })])?;
+        self.enqueue(vec![sequence(id, ids.to_vec(), purpose(reply))])?;
         answer.recv().unwrap_or_else(|_| Err(self.stopped()))
     }
 

@@ -4,6 +4,7 @@ pub mod cache;
 pub mod options;
 pub mod request;
 
+mod draft_logits;
 mod draft_model;
 mod llm;
 mod profile;
@@ -12,6 +13,7 @@ mod sequence;
 mod speculation;
 mod step;
 
+pub use draft_logits::draft_logits;
 pub use draft_model::{DraftModel, DraftModelOptions};
 pub use llm::{Llm, Progress, Stream};
 pub use options::{Activations, Kv, Options, Weights};

@@ -116,6 +116,7 @@ mod tests {
             head_norm: None,
             sinks: false,
             gated: false,
+            doubled: false,
         };
         let feed_forward = DenseSpec { intermediate: 1, activation: Activation::Silu, bias: false };
         let block = BlockSpec {

@@ -23,6 +23,13 @@ pub(super) enum Purpose {
         /// Where they go.
         reply: Sender<Result<Vec<f32>, Error>>,
     },
+    /// The normed states of every token.
+    States {
+        /// `(computed, hidden)` so far.
+        rows: Vec<f32>,
+        /// Where they go.
+        reply: Sender<Result<Vec<f32>, Error>>,
+    },
 }
 
 /// The state of an answer under way.
@@ -92,6 +99,18 @@ impl Sequence {
         matches!(self.purpose, Purpose::Logits { .. })
     }
 
+    /// Whether every row's normed state is wanted, and no logits.
+    pub(super) fn wants_states(&self) -> bool {
+        matches!(self.purpose, Purpose::States { .. })
+    }
+
+    /// Takes in the states `(rows, hidden)` of a pass, if they are wanted.
+    pub(super) fn take_states(&mut self, states: impl Iterator<Item = f32>) {
+        if let Purpose::States { rows, .. } = &mut self.purpose {
+            rows.extend(states);
+        }
+    }
+
     /// Books a pass over `rows` of this sequence.
     pub(super) fn book(&mut self, pass: &Pass, kv_bytes: u64) {
         self.ledger.book(pass, kv_bytes);
@@ -101,7 +120,7 @@ impl Sequence {
     pub(super) fn sampling(&self) -> Option<(Sampling<'static>, &TokenCounts)> {
         match &self.purpose {
             Purpose::Answer(answer) => Some((answer.sampling(self.tokens.len()), &answer.counts)),
-            Purpose::Logits { .. } => None,
+            Purpose::Logits { .. } | Purpose::States { .. } => None,
         }
     }
 
@@ -137,6 +156,7 @@ impl Sequence {
                 rows.extend_from_slice(logits);
                 return finished.then_some(Ending::Finished(FinishReason::Length));
             }
+            Purpose::States { .. } => return finished.then_some(Ending::Finished(FinishReason::Length)),
             Purpose::Answer(answer) => answer,
         };
         if !finished {
@@ -186,7 +206,7 @@ impl Sequence {
                 };
                 answer.send(Event::Done(Box::new(completion)));
             }
-            Purpose::Logits { rows, reply } => {
+            Purpose::Logits { rows, reply } | Purpose::States { rows, reply } => {
                 // A caller that has given up needs no answer.
                 let _ = reply.send(Ok(std::mem::take(rows)));
             }
@@ -206,7 +226,7 @@ impl Sequence {
         match &mut self.purpose {
             Purpose::Answer(answer) => answer.send(Event::Failed(error)),
             // A caller that has given up needs no answer.
-            Purpose::Logits { reply, .. } => drop(reply.send(Err(error))),
+            Purpose::Logits { reply, .. } | Purpose::States { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

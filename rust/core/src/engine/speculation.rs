@@ -11,6 +11,7 @@ use crate::model::{Head, Model};
 use crate::speculative::controller::{Candidate, Controller, DrafterReport, PassCost};
 use crate::speculative::draft::{Draft, Drafter, Observed, Target, Wants};
 use crate::speculative::tree::{DraftTree, MOST_NODES};
+use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::pool::Pool;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -45,7 +46,11 @@ pub(super) struct Drafting {
     drafters: Vec<Box<dyn Drafter>>,
     /// Why a drafter is no longer asked.
     stopped: Vec<Option<String>>,
+    /// What all drafters together want.
     wants: Wants,
+    /// Of each drafter the places of its blocks among those that are wanted.
+    places: Vec<Vec<usize>>,
+    hidden: usize,
     fixed: Option<usize>,
     controller: Controller,
     cost: StepCost,
@@ -92,6 +97,10 @@ impl Target for Host<'_> {
     fn logits(&self, states: &[f32], out: &mut [f32]) {
         Head::default().logits(self.model, self.pool, states, out);
     }
+
+    fn head_rows(&self, tokens: &[u32]) -> Result<PackedMatrix, Error> {
+        self.model.head_rows(tokens)
+    }
 }
 
 /// A sequence that may be drafted for.
@@ -107,15 +116,21 @@ impl Drafting {
     pub(super) fn new(speculation: Speculation, cost: StepCost, target: &dyn Target) -> Result<Drafting, Error> {
         let Speculation { mut drafters, draft_tokens } = speculation;
         let mut wants = Wants::default();
+        let mut blocks = Vec::new();
         for drafter in &mut drafters {
             drafter.attach(target)?;
             let Wants { hidden, top } = drafter.wants();
-            wants.hidden.extend(hidden);
+            wants.hidden.extend(&hidden);
             wants.top = wants.top.max(top);
+            blocks.push(hidden);
         }
         wants.hidden.sort_unstable();
         wants.hidden.dedup();
+        let place = |block: usize| wants.hidden.binary_search(&block).unwrap_or(0);
+        let places = blocks.into_iter().map(|blocks| blocks.into_iter().map(place).collect()).collect();
         Ok(Drafting {
+            places,
+            hidden: target.hidden(),
             controller: Controller::new(drafters.len()),
             asked: vec![0; drafters.len()],
             stopped: vec![None; drafters.len()],
@@ -257,7 +272,23 @@ impl Drafting {
             self.controller.learn(observed.request, &drafted, &self.asked, observed.tokens);
             self.controller.count(tree, |node| path.contains(&(node + 1)));
         }
-        self.each(|drafter| drafter.observe(observed));
+        let width = self.hidden * self.wants.hidden.len();
+        for index in 0..self.drafters.len() {
+            if self.stopped[index].is_some() {
+                continue;
+            }
+            let places = &self.places[index];
+            let result = if places.len() == self.wants.hidden.len() {
+                self.drafters[index].observe(observed)
+            } else {
+                let rows = observed.hidden.chunks_exact(width.max(1));
+                let block = |row: &'_ [f32], place: usize| row[place * self.hidden..][..self.hidden].to_vec();
+                let own: Vec<f32> =
+                    rows.flat_map(|row| places.iter().flat_map(move |&place| block(row, place))).collect();
+                self.drafters[index].observe(&Observed { hidden: &own, ..*observed })
+            };
+            self.judge(index, result);
+        }
     }
 
     /// Notes what a pass of decode rows took.

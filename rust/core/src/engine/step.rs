@@ -180,12 +180,12 @@ impl Engine {
             let before = logit_rows.len();
             if sequence.wants_all() {
                 logit_rows.extend(first_row..first_row + rows);
-            } else if start + rows == sequence.tokens.len() {
+            } else if start + rows == sequence.tokens.len() && !sequence.wants_states() {
                 logit_rows.extend(first_row + rows - 1..first_row + all);
             }
             wanted.push(logit_rows.len() - before);
         }
-        let capture = &self.drafting.wants().hidden[..];
+        let capture = &self.captured(plan)[..];
         let batch = Batch {
             rows: &inputs,
             positions: &positions,
@@ -206,12 +206,25 @@ impl Engine {
         Ok((pass, wanted))
     }
 
+    /// Blocks whose output the pass keeps: those that drafters want, then the normed states if a sequence wants them.
+    fn captured(&self, plan: &Plan) -> Vec<usize> {
+        let mut blocks = self.drafting.wants().hidden.clone();
+        let all = self.model.config().blocks.len();
+        let wanted = plan.rows.iter().any(|&(index, _)| self.scheduler.running[index].wants_states());
+        if wanted && blocks.last() != Some(&all) {
+            blocks.push(all);
+        }
+        blocks
+    }
+
     /// Draws tokens, books the pass, takes back what drafts were wrong, retires what has ended.
     fn settle(&mut self, plan: &Plan, pass: &Pass, wanted: &[usize], snapshots: Vec<Option<Snapshot>>) {
+        let hidden = self.model.config().hidden;
+        let stride = self.captured(plan).len() * hidden;
         let Engine { scheduler, drafting, cache, .. } = self;
         let vocab = self.model.config().vocab;
         let captured = self.scratch.take_captured();
-        let width = drafting.wants().hidden.len() * self.model.config().hidden;
+        let width = drafting.wants().hidden.len() * hidden;
         let (mut first_row, mut logits) = (0, self.scratch.logits());
         let (mut ended, mut kv_bytes, mut longest) = (Vec::new(), 0, 0);
         let (mut drawn, mut drafted, mut accepted) = (0, 0, 0);
@@ -226,6 +239,10 @@ impl Engine {
             logits = rest;
             let known = drafting.knows(sequence.id);
             let top = if known { likeliest(mine, vocab, drafting.wants().top) } else { Vec::new() };
+            if sequence.wants_states() {
+                let mine = captured[first_row * stride..].chunks_exact(stride).take(rows);
+                sequence.take_states(mine.flat_map(|row| &row[stride - hidden..]).copied());
+            }
             let (committed, mut path) = (sequence.tokens.len(), Vec::new());
             let ending = sequence.advance(rows, mine, &mut path, self.context, Instant::now());
             let right = path.len().saturating_sub(1);
@@ -241,7 +258,7 @@ impl Engine {
                     .collect();
                 // The rows of the text: those that were planned, then the branch that was right.
                 let rows_of_text = (0..rows).chain(path.iter().skip(1).map(|&row| rows - 1 + row));
-                let state = |row: usize| &captured[(first_row + row) * width..][..width];
+                let state = |row: usize| &captured[(first_row + row) * stride..][..width];
                 let hidden: Vec<f32> =
                     if width > 0 { rows_of_text.flat_map(state).copied().collect() } else { Vec::new() };
                 let following = before + 1..(before + 1 + rows + right).min(sequence.tokens.len());

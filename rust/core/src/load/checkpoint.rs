@@ -216,6 +216,16 @@ impl<'a> TensorView<'a> {
         if self.tensor.range.is_empty() { 0 } else { self.tensor.shape.iter().rev().skip(1).product() }
     }
 
+    /// All elements of a tensor of signed integers (I32 or I64), as tables of tokens have.
+    pub fn integers(&self) -> Result<Vec<i64>, FormatError> {
+        let bytes = &self.file[self.tensor.range.clone()];
+        match self.kind().name() {
+            "I64" => Ok(bytes.as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()),
+            "I32" => Ok(bytes.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes).into()).collect()),
+            _ => Err(self.unsupported("I32 and I64")),
+        }
+    }
+
     /// Drops the tensor's pages from memory once it is packed; reading it again is correct but fetches them anew.
     pub fn release(&self) {
         self.file.release(self.tensor.range.clone());

@@ -323,6 +323,7 @@ impl Shape {
             head_norm: None,
             sinks: false,
             gated: false,
+            doubled: false,
         }
     }
 

@@ -67,6 +67,25 @@ pub(super) struct Stream {
     product: Vec<f32>,
 }
 
+impl Stream {
+    /// `(t, hidden)`.
+    pub(super) fn rows(&self) -> &[f32] {
+        &self.rows
+    }
+
+    /// Puts rows in, `(t, hidden)`.
+    pub(super) fn set(&mut self, rows: &[f32]) {
+        self.rows.clear();
+        self.rows.extend_from_slice(rows);
+    }
+
+    /// Puts in what the next matrices read.
+    pub(super) fn set_normed(&mut self, rows: &[f32]) {
+        self.normed.clear();
+        self.normed.extend_from_slice(rows);
+    }
+}
+
 /// Buffers of the forward pass, kept from step to step.
 #[derive(Default)]
 pub struct Scratch {
@@ -242,7 +261,7 @@ impl Pass<'_> {
     }
 
     /// `stream.normed = norm(stream.rows)`.
-    fn norm(&self, weight: &[f32], stream: &mut Stream) {
+    pub(super) fn norm(&self, weight: &[f32], stream: &mut Stream) {
         let Stream { rows, normed, .. } = stream;
         self.normalise(rows, weight, sized(normed, rows.len()));
     }

@@ -20,6 +20,7 @@ mod mixtral;
 mod names;
 mod olmoe;
 mod parameters;
+mod part;
 mod qwen;
 mod qwen_hybrid;
 mod qwen_moe;
@@ -29,6 +30,8 @@ pub use explain::MatrixReport;
 pub use forward::{Batch, Head, Row, Scratch};
 pub use names::{Names, Role};
 pub use parameters::Parameters;
+pub use part::{Part, PartRows, rms_norms};
+pub(crate) use weights::packed_format;
 
 use crate::engine::{Activations, Weights};
 use crate::error::Error;
@@ -39,7 +42,7 @@ use farthing_kernels::format::{Bits, PackError, PackedMatrix};
 use farthing_kernels::rope::RopeTable;
 use feed_forward::levers::{ExpertLevers, ExpertStore, Selection};
 use feed_forward::sparse::Sparse;
-use names::Convention;
+pub(crate) use names::Convention;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use weights::{Block, Loader};
@@ -80,6 +83,25 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Config, Error> {
         config.ropes[0].divide(&factors);
     }
     Ok(config)
+}
+
+/// The head's rows of `tokens`, in this order, as the file stores them: `(tokens, hidden)`, row-major.
+pub fn head_weights(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+    let config = describe(checkpoint)?;
+    let spec = config.head().unwrap_or_else(|| config.embedding());
+    let name = config.names.tensor(Convention::of(checkpoint), spec.stored, 0) + ".weight";
+    let tensor = checkpoint.require(&name, &[spec.rows, spec.columns])?;
+    let mut out = vec![0.0; tokens.len() * spec.columns];
+    for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(spec.columns)) {
+        if token as usize >= spec.rows {
+            return Err(Error::argument("token id", token, format!("below {}", spec.rows)));
+        }
+        tensor.row(token as usize, out)?;
+        for value in out {
+            *value *= config.logit_scale;
+        }
+    }
+    Ok(out)
 }
 
 impl Model {
@@ -131,6 +153,12 @@ impl Model {
 
     /// Leaves of the head the rows of `tokens` alone, in 4 bits: logits are theirs from now on, in this order.
     pub fn trim_head(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        self.head = Some(self.head_rows(tokens)?);
+        Ok(())
+    }
+
+    /// The head's rows of `tokens`, in this order, in 4 bits.
+    pub fn head_rows(&self, tokens: &[u32]) -> Result<PackedMatrix, Error> {
         let format = weights::integer(Bits::Four);
         let fits = farthing_kernels::format::Precision::A8;
         let head = self.head();
@@ -138,11 +166,10 @@ impl Model {
             head.row(tokens[row] as usize, out);
             Ok::<_, std::convert::Infallible>(())
         });
-        self.head = Some(packed.map_err(|error| match error {
+        packed.map_err(|error| match error {
             PackError::OutOfMemory(error) => Error::OutOfMemory(error),
             other => Error::unsupported(format!("a head in 4 bits: {other}"), "the whole head drafts"),
-        })?);
-        Ok(())
+        })
     }
 
     /// Bytes of the blocks' matrices that every pass reads: all but those of experts.

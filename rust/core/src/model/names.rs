@@ -133,13 +133,19 @@ pub struct Names {
 
 /// The convention a checkpoint follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Convention {
+pub(crate) enum Convention {
     /// `model.layers.0.self_attn.q_proj.weight`.
     HuggingFace,
     /// `model.language_model.layers.0.self_attn.q_proj.weight`: the text model is one part of several.
     Nested,
     /// `blk.0.attn_q.weight`.
     Gguf,
+    /// `mtp.layers.0.self_attn.q_proj.weight`: heads for further tokens (Qwen3-Next, Qwen3.5).
+    Mtp,
+    /// `layers.0.self_attn.q_proj.weight`: drafters in the layout of `speculators`.
+    Layers,
+    /// `midlayer.self_attn.q_proj.weight`: drafters as EAGLE's authors store them.
+    Middle,
 }
 
 impl Convention {
@@ -218,8 +224,8 @@ impl Names {
     /// Name of `part` in block `layer` (of no meaning outside the blocks), without `.weight` or `.bias`.
     pub(super) fn tensor(&self, convention: Convention, part: Part, layer: usize) -> String {
         let (table, common) = match convention {
-            Convention::HuggingFace | Convention::Nested => (self.hugging_face, hugging_face(part)),
             Convention::Gguf => (self.gguf, gguf(part)),
+            _ => (self.hugging_face, hugging_face(part)),
         };
         let name = table.iter().find(|(named, _)| *named == part).map_or(common, |&(_, name)| name);
         match (convention, part) {
@@ -230,6 +236,9 @@ impl Names {
             (Convention::HuggingFace, _) => format!("model.layers.{layer}.{name}"),
             (Convention::Nested, _) => format!("model.language_model.layers.{layer}.{name}"),
             (Convention::Gguf, _) => format!("blk.{layer}.{name}"),
+            (Convention::Mtp, _) => format!("mtp.layers.{layer}.{name}"),
+            (Convention::Layers, _) => format!("layers.{layer}.{name}"),
+            (Convention::Middle, _) => format!("midlayer.{name}"),
         }
     }
 }

@@ -344,7 +344,7 @@ impl Loader<'_> {
 }
 
 /// The format that `rows` are packed in.
-pub(super) fn packed_format(wish: Weights, activations: Activations, rows: &dyn Rows) -> Result<Format, FormatError> {
+pub(crate) fn packed_format(wish: Weights, activations: Activations, rows: &dyn Rows) -> Result<Format, FormatError> {
     let natural = rows.natural_format()?;
     Ok(match wish {
         Weights::Auto if activations == Activations::F32 => rows.exact_format()?,

@@ -40,6 +40,8 @@ pub struct AttentionSpec {
     pub sinks: bool,
     /// A gate for each element of the heads' results; it stands behind its head's query in the query's tensor.
     pub gated: bool,
+    /// Queries, keys and values are made of two rows beside each other (EAGLE-3).
+    pub doubled: bool,
 }
 
 /// What an RMS norm of queries or keys goes over.
@@ -79,13 +81,20 @@ pub(super) struct Buffers {
 }
 
 impl AttentionSpec {
+    /// Width of what queries, keys and values are made of.
+    fn inputs(&self, hidden: usize) -> usize {
+        if self.doubled { 2 * hidden } else { hidden }
+    }
+
     fn query(&self, hidden: usize) -> MatrixSpec {
-        let query = MatrixSpec::new(Role::Query, self.heads * self.head_dim, hidden).biased(self.qkv_bias);
+        let inputs = self.inputs(hidden);
+        let query = MatrixSpec::new(Role::Query, self.heads * self.head_dim, inputs).biased(self.qkv_bias);
         if self.gated { self.half(query, 0) } else { query.rotated(self.heads) }
     }
 
     fn gate(&self, hidden: usize) -> Option<MatrixSpec> {
-        let gate = || MatrixSpec::new(Role::AttentionGate, self.heads * self.head_dim, hidden).biased(self.qkv_bias);
+        let inputs = self.inputs(hidden);
+        let gate = || MatrixSpec::new(Role::AttentionGate, self.heads * self.head_dim, inputs).biased(self.qkv_bias);
         self.gated.then(|| self.half(gate(), self.head_dim))
     }
 
@@ -99,8 +108,8 @@ impl AttentionSpec {
     fn others(&self, hidden: usize) -> [MatrixSpec; 3] {
         let (wide, narrow) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         [
-            MatrixSpec::new(Role::Key, narrow, hidden).rotated(self.kv_heads).biased(self.qkv_bias),
-            MatrixSpec::new(Role::Value, narrow, hidden).biased(self.qkv_bias),
+            MatrixSpec::new(Role::Key, narrow, self.inputs(hidden)).rotated(self.kv_heads).biased(self.qkv_bias),
+            MatrixSpec::new(Role::Value, narrow, self.inputs(hidden)).biased(self.qkv_bias),
             MatrixSpec::new(Role::AttentionOutput, hidden, wide).biased(self.output_bias),
         ]
     }

@@ -1,17 +1,24 @@
 //! Who proposes tokens: one trait for all.
 
 mod automaton;
+mod block;
 mod cache;
 mod composed;
+mod head;
+mod medusa;
+mod mtp;
 mod ngram;
 mod propose;
 mod recycling;
 mod store;
 mod store_file;
 mod suffix;
+mod weights;
 
 pub use cache::{SpeculateOptions, Speculated, SuffixCache};
 pub use composed::Composed;
+pub use medusa::{Medusa, MedusaOptions};
+pub use mtp::{Mtp, MtpOptions};
 pub use ngram::{NGram, NGramMode, NGramOptions};
 pub use recycling::TokenRecycling;
 pub use store::{SuffixStore, TextId};
@@ -20,6 +27,7 @@ pub use suffix::{Suffix, SuffixOptions};
 use super::tree::DraftTree;
 use crate::error::Error;
 use crate::load::Tokenizer;
+use farthing_kernels::format::PackedMatrix;
 use farthing_kernels::pool::Pool;
 use farthing_kernels::sample::{Sampling, TokenCounts};
 
@@ -93,6 +101,9 @@ pub trait Target {
 
     /// Logits of normed states. `states: (t, hidden)`, `out: (t, vocabulary)`.
     fn logits(&self, states: &[f32], out: &mut [f32]);
+
+    /// The head's rows of `tokens`, in this order, in 4 bits: a drafter's own small head.
+    fn head_rows(&self, tokens: &[u32]) -> Result<PackedMatrix, Error>;
 }
 
 /// No model at all, for drafters that need none.
@@ -126,6 +137,10 @@ impl Target for NoTarget {
 
     fn tokenizer(&self) -> Option<&Tokenizer> {
         None
+    }
+
+    fn head_rows(&self, _: &[u32]) -> Result<PackedMatrix, Error> {
+        Err(Error::unsupported("rows of the head of no model", "drafters that need none"))
     }
 
     fn embed(&self, _: u32, _: &mut [f32]) {}
@@ -165,6 +180,15 @@ pub trait Drafter: Send + std::fmt::Debug {
 
     /// The request is over.
     fn end(&mut self, request: u64);
+}
+
+/// A drafter with weights of its own.
+pub trait Heads: Drafter {
+    /// Keeps the logits of what is drafted from now on.
+    fn keep_logits(&mut self);
+
+    /// Those kept so far, `(rows, tokens it tells apart)`, in the order in which they were computed.
+    fn kept_logits(&mut self) -> Vec<f32>;
 }
 
 /// Classes of confidence by the tokens that match before a node, the node included.
