@@ -95,6 +95,10 @@ python: build wheel ## Python tests, command line and notebooks
 bench: build $(VENV)/.peers ## measure farthing beside its peers, interleaved in one run
 	$(BIN)/python -m benches
 
+.PHONY: soak
+soak: build ## the same text with speculation and without, on 200 prompts (needs the evaluation data)
+	$(BIN)/python -m benches.identity
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser, SECONDS_EACH=60 seconds each
 	fuzz/run.sh $(SECONDS_EACH)

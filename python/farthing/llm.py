@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,10 @@ from .ledger import EngineLedger, from_core
 from .names import locate
 from .sampling import SamplingParams, integer, number
 from .sizes import byte_count
-from .speculative.engine import SpeculationReport, drafters
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .speculative.engine import SpeculationReport
 
 __all__ = ["LLM", "Conversation", "Prompt"]
 
@@ -99,6 +101,8 @@ class LLM:
         shares = {"expert_skip": expert_skip, "expert_cache_margin": expert_cache_margin}
         self._lossy = {name: number(name, value) for name, value in shares.items() if value is not None}
         self.path: Path = locate(model)
+        from .speculative.engine import drafters  # not at the top: importing farthing is to be quick
+
         # Under a margin text depends on what is in memory, so "auto" is nobody; any drafter is refused.
         margin_alone = speculation == "auto" and expert_cache_margin is not None
         self._core = _core.Llm(
@@ -217,6 +221,8 @@ class LLM:
     @property
     def speculation(self) -> SpeculationReport | None:
         """What passes of several rows cost and what drafters have achieved; None before the first answer."""
+        from .speculative.engine import SpeculationReport
+
         report = self._core.speculation()
         return None if report is None else SpeculationReport.of(report)
 

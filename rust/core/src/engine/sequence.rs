@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::ledger::{Ledger, Pass};
 use crate::model::Row;
 use crate::speculative::tree::DraftTree;
+use crate::speculative::verify::{Shape, follow};
 use farthing_kernels::sample::{Sampling, TokenCounts, sample};
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -164,26 +165,21 @@ impl Sequence {
             return answer.deaf.then_some(Ending::Finished(FinishReason::Cancelled));
         }
         let vocab = logits.len() / (self.tree.len() + 1);
-        let mut node = None;
-        loop {
-            let row = node.map_or(0, |node| node as usize + 1);
+        let ended = follow(&Shape::from(&self.tree), |row, _| {
             path.push(row);
-            let token = match answer.draw(&mut logits[row * vocab..(row + 1) * vocab], self.tokens.len()) {
-                Ok(token) => token,
-                Err(error) => return Some(Ending::Failed(error)),
-            };
+            let logits = &mut logits[row * vocab..(row + 1) * vocab];
+            let token = answer.draw(logits, self.tokens.len()).map_err(Ending::Failed)?;
             self.tokens.push(token);
             self.first_token.get_or_insert(now);
             self.ledger.answer_tokens += 1;
             let full = self.tokens.len() - prompt >= answer.sampling.max_tokens || self.tokens.len() >= limit;
-            if let Some(reason) = answer.accept(token).or(full.then_some(FinishReason::Length)) {
-                return Some(Ending::Finished(reason));
+            match answer.accept(token).or(full.then_some(FinishReason::Length)) {
+                Some(reason) => Err(Ending::Finished(reason)),
+                None if answer.deaf => Err(Ending::Finished(FinishReason::Cancelled)),
+                None => Ok(token),
             }
-            if answer.deaf {
-                return Some(Ending::Finished(FinishReason::Cancelled));
-            }
-            node = Some(self.tree.child(node, token)?);
-        }
+        });
+        ended.err()
     }
 
     /// Ends the sequence and tells whoever waits for it.
