@@ -20,7 +20,7 @@ __all__ = ["DrafterModel"]
 class DrafterModel:
     """A drafter as the draft model of ``llama_cpp.Llama``.
 
-    The host draws from its own law and compares, so the law of its text stays as it is. One object serves one ``Llama``.
+    The host draws from its own law and compares, so the law of its text stays as it is. An object serves one ``Llama``.
 
     Args:
         drafter: one of `farthing.speculative`, or any `farthing.speculative.Proposer`; None makes a `Suffix` with a

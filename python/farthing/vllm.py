@@ -63,26 +63,12 @@ class DrafterProposer:
         # Texts by length and last tokens; those that were seen last come last.
         self._texts: dict[_Fingerprint, list[HostedText]] = {}
 
-    def make_drafter(self):
-        ...         return NGram("vllm", min_n=2)
-    """
-
-    def __init__(self, vllm_config: Any) -> None:
-        self._most: int = vllm_config.speculative_config.num_speculative_tokens
-        self._max_length: int = vllm_config.model_config.max_model_len
-        self._max_texts: int = vllm_config.scheduler_config.max_num_seqs
-        vocabulary = vllm_config.model_config.get_vocab_size()
-        self._hosted = HostedDrafter(self.make_drafter(), "vLLM", vocabulary=vocabulary)
-        # Texts by length and last tokens; those that were seen last come last.
-        self._texts: dict[int, tuple[tuple[int, bytes], HostedText]] = {}
-        self._made = 0
-
     def make_drafter(self) -> Drafter | Proposer:
         """Makes the drafter; a class of yours may make another."""
         return Suffix(SuffixStore())
 
     def load_model(self, *_: Any, **__: Any) -> None:
-        """vLLM calls it; there is nothing to load."""
+        """VLLM calls it; there is nothing to load."""
 
     def propose(
         self,

@@ -78,7 +78,7 @@ class FarthingCandidateGenerator(CandidateGenerator):  # type: ignore[misc, unus
         #: Tokens that were verified, and of these so many right.
         self.drafted = self.accepted = 0
 
-    def get_candidates(
+    def get_candidates(  # type: ignore[override, unused-ignore]
         self,
         input_ids: torch.Tensor,
         **kwargs: Any,  # noqa: ARG002
@@ -180,7 +180,7 @@ def generate(
     draft_tokens: int | None = None,
     **model_kwargs: Any,
 ) -> Any:
-    """transformers' assisted generation with a drafter of ours, for ``model.generate(custom_generate=...)``.
+    """Transformers' assisted generation with a drafter of ours, for ``model.generate(custom_generate=...)``.
 
     Greedy text is the model's own, as far as its float kernels give the same logits for one row and for several; drawn
     text has the model's law, but seeds give other draws than without, since the host draws for each row of a pass.
@@ -256,5 +256,3 @@ def _require(model: Any, input_ids: torch.Tensor, generation_config: Any, model_
     ):
         if refused:
             raise UnsupportedError(f"farthing.hf.generate: got {got}: {works}")
-
-
