@@ -119,8 +119,9 @@ class Pace:
         curve = self._times.curve(len(chain) + 1)
         if curve is None:
             return 0
-        length = self._best(self._survival.of(chain), curve, seconds)
-        if length == 0 and seconds > 0.01 * curve[0]:
+        length, value = self._best(self._survival.of(chain), curve, seconds)
+        # The drafter's time is spent; whether to spend it again is another question.
+        if seconds > 0.01 * curve[0] and value * curve[0] < 1:
             self._rest = min(2 * self._rest + 1, _LONGEST_REST)
         else:
             self._rest = 0
@@ -136,11 +137,12 @@ class Pace:
         self._survival.observe(chain, right, said)
 
     @staticmethod
-    def _best(survival: Sequence[float], curve: Sequence[float], seconds: float) -> int:
+    def _best(survival: Sequence[float], curve: Sequence[float], seconds: float) -> tuple[int, float]:
+        """Tokens to submit, and the tokens expected per second."""
         best, best_value, expected = 0, _HYSTERESIS / (curve[0] + seconds), 1.0
         for length, probability in enumerate(survival, 1):
             expected += probability
             value = expected / (curve[length] + seconds)
             if value > best_value:
                 best, best_value = length, value
-        return best
+        return best, best_value
