@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import hf, moe, nn, speculative
+    from . import hf, llama_cpp, moe, nn, speculative, vllm
     from ._core import __version__
     from .completion import Completion, Stream, TokenLogprobs
     from .errors import FarthingError, FormatError, ModelNotFoundError, UnsupportedError
@@ -42,11 +42,13 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "hf",
+    "llama_cpp",
     "moe",
     "nn",
     "quantize",
     "show_versions",
     "speculative",
+    "vllm",
 ]
 
 # Nothing is imported before it is used: `import farthing` costs next to nothing.
@@ -69,7 +71,7 @@ _HOMES = {
     "show_versions": "versions",
 }
 # Rooms of their own; `hf` and `nn` import torch.
-_PACKAGES = ("hf", "moe", "nn", "speculative")
+_PACKAGES = ("hf", "llama_cpp", "moe", "nn", "speculative", "vllm")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,5 +2,15 @@
 
 from .accelerate import Report, accelerate, restore
 from .experts import Expert, Experts, describe_experts
+from .generate import FarthingCandidateGenerator, generate
 
-__all__ = ["Expert", "Experts", "Report", "accelerate", "describe_experts", "restore"]
+__all__ = [
+    "Expert",
+    "Experts",
+    "FarthingCandidateGenerator",
+    "Report",
+    "accelerate",
+    "describe_experts",
+    "generate",
+    "restore",
+]
