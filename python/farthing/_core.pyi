@@ -69,9 +69,11 @@ def cost(
     cpu_hour: float,
 ) -> float: ...
 def draft_logits(
-    path: str | PathLike[str], heads: Medusa | MTP, tokens: npt.NDArray[np.uint32], count: int
+    path: str | PathLike[str], heads: Medusa | MTP | Eagle3, tokens: npt.NDArray[np.uint32], count: int
 ) -> tuple[npt.NDArray[np.float32], list[int], list[int]]: ...
-def head_weights(path: str | PathLike[str], tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+def token_weights(
+    path: str | PathLike[str], tokens: npt.NDArray[np.uint32], head: bool
+) -> npt.NDArray[np.float32]: ...
 def plan(path: str | PathLike[str], *, weights: str, activations: str, kv: str) -> Plan: ...
 def quantize(
     w: Any, weights: str, *, group: int, symmetric: bool, activations: str, role: str | None
@@ -404,6 +406,10 @@ class MTP:
     def __new__(
         cls, path: str | PathLike[str], weights: str, activations: str, vocabulary: int | None
     ) -> MTP: ...
+
+@final
+class Eagle3:
+    def __new__(cls, path: str | PathLike[str], weights: str, activations: str) -> Eagle3: ...
 
 @final
 class SpeculationReport:

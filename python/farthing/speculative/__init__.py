@@ -1,5 +1,6 @@
 """Fewer steps: tokens proposed cheaply, verified in one pass, and never another text than without."""
 
+from .eagle3 import Eagle3
 from .engine import Drafter, DrafterReport, DraftModel, SpeculationReport
 from .medusa import Medusa
 from .medusa_training import MedusaTraining, train_medusa
@@ -10,6 +11,7 @@ __all__ = [
     "DraftModel",
     "Drafter",
     "DrafterReport",
+    "Eagle3",
     "Medusa",
     "MedusaTraining",
     "SpeculationReport",

@@ -43,7 +43,7 @@ mod _core {
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport, check_drafter};
     #[pymodule_export]
-    use super::speculative_heads::{Medusa, Mtp, draft_logits, head_weights};
+    use super::speculative_heads::{Eagle3, Medusa, Mtp, draft_logits, token_weights};
 
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "the name Python gives versions")]

@@ -1,11 +1,13 @@
 //! Who proposes tokens: one trait for all.
 
 mod block;
+mod eagle3;
 mod head;
 mod medusa;
 mod mtp;
 mod weights;
 
+pub use eagle3::{Eagle3, Eagle3Options};
 pub use medusa::{Medusa, MedusaOptions};
 pub use mtp::{Mtp, MtpOptions};
 
