@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import tiny
 from farthing import _core
-from farthing.speculative import MTP, Eagle3, Medusa
+from farthing.speculative import MTP, Eagle3, Medusa, train_medusa
 
 PROMPT = 37
 
@@ -413,7 +413,7 @@ def eagle_logits(path: Path, target: Path, text: list[int], layers: list[int], b
     ],
 )
 def test_eagle_says_what_its_definition_says(
-    tmp_path: Path, tiny_directory: Callable[[str], Path], layout: str, options: dict[str, Any], layers: list[int]
+    tmp_path: Path, layout: str, options: dict[str, Any], layers: list[int]
 ) -> None:
     target = tmp_path / "target"
     tiny.build(replace(by_name("llama-2"), options={"num_hidden_layers": 4}), target)
@@ -443,3 +443,35 @@ def test_eagle_says_what_its_definition_says(
     assert parents[0] == -1
     assert all(parent < place for place, parent in enumerate(parents))
     same_text(target, Eagle3(path), weights="f32")
+
+
+def test_heads_are_trained_on_the_models_own_text(tmp_path: Path, smollm2: Path) -> None:
+    stages: dict[str, tuple[int, int]] = {}
+    prompts = [f"Count from {first} to {first + 5}:" for first in range(20)]
+    llm = ft.LLM(smollm2, speculation=None, context=256)
+    trained = train_medusa(
+        llm,
+        tmp_path / "heads",
+        prompts=prompts,
+        max_tokens=32,
+        heads=2,
+        vocabulary=300,
+        progress=lambda stage, done, total: stages.update({stage: (done, total)}),
+    )
+    assert trained.texts == len(prompts)
+    assert len(trained.accuracy) == 2
+    assert trained.accuracy[0] > 0.1
+    assert stages["training"][0] == stages["training"][1]
+    params = ft.SamplingParams(max_tokens=32)
+    expected = llm.generate(prompts[0], params)[0]
+    drafting = ft.LLM(smollm2, speculation=Medusa(trained.path), draft_tokens=4, context=256)
+    got = drafting.generate(prompts[0], params)[0]
+    assert got.token_ids == expected.token_ids
+    assert drafting.ledger.accepted > 5
+    with pytest.raises(ValueError, match="heads"):
+        train_medusa(llm, tmp_path, heads=0)
+
+
+def test_training_without_a_template_needs_prompts(tmp_path: Path, tiny_directory: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="prompts"):
+        train_medusa(tiny_directory("llama-2"), tmp_path)

@@ -71,9 +71,7 @@ def cost(
 def draft_logits(
     path: str | PathLike[str], heads: Medusa | MTP | Eagle3, tokens: npt.NDArray[np.uint32], count: int
 ) -> tuple[npt.NDArray[np.float32], list[int], list[int]]: ...
-def token_weights(
-    path: str | PathLike[str], tokens: npt.NDArray[np.uint32], head: bool
-) -> npt.NDArray[np.float32]: ...
+def token_weights(path: str | PathLike[str], tokens: npt.NDArray[np.uint32], head: bool) -> npt.NDArray[np.float32]: ...
 def plan(path: str | PathLike[str], *, weights: str, activations: str, kv: str) -> Plan: ...
 def quantize(
     w: Any, weights: str, *, group: int, symmetric: bool, activations: str, role: str | None
@@ -403,9 +401,7 @@ class Medusa:
 
 @final
 class MTP:
-    def __new__(
-        cls, path: str | PathLike[str], weights: str, activations: str, vocabulary: int | None
-    ) -> MTP: ...
+    def __new__(cls, path: str | PathLike[str], weights: str, activations: str, vocabulary: int | None) -> MTP: ...
 
 @final
 class Eagle3:

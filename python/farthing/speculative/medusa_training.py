@@ -88,17 +88,17 @@ def train_medusa(
     seed: int = 0,
     progress: Report | None = None,
 ) -> MedusaTraining:
-    """Trains Medusa heads (arXiv 2401.10774, with the model frozen) on text that the model writes itself, and saves them.
+    """Trains Medusa heads (arXiv 2401.10774, the model frozen) on text that the model writes itself, and saves them.
 
-    The model answers prompts greedily, many at a time; the heads learn to name the second to fifth token behind each state
-    by the model's own output matrix, of which the most frequent tokens' rows are used. They read the first token too, which
-    is known by the time they are asked, through a matrix that all share. Needs torch and safetensors.
+    The model answers prompts greedily, many at a time; the heads learn to name the second to fifth token behind each
+    state by the model's own output matrix, of which the most frequent tokens' rows are used. They read the first
+    token too, which is known by the time they are asked, through a matrix that all share. Needs torch and safetensors.
 
     Args:
         model: an `LLM` without drafters, or what names one.
         directory: where ``medusa_lm_head.safetensors`` and ``config.json`` are written.
-        prompts: what to answer, texts or conversations; None lets a model with a chat template write its own questions, by
-            continuing the template's opening of a user's turn (Xu et al., arXiv 2406.08464).
+        prompts: what to answer, texts or conversations; None lets a model with a chat template write its own
+            questions, by continuing the template's opening of a user's turn (Xu et al., arXiv 2406.08464).
         tokens: stop once the answers have so many tokens.
         max_tokens: longest answer.
         heads: number of heads.
@@ -175,9 +175,7 @@ def generate(
     return texts
 
 
-def rounds(
-    llm: LLM, prompts: Sequence[str | Conversation] | None, seed: int
-) -> Iterator[Sequence[str | Conversation]]:
+def rounds(llm: LLM, prompts: Sequence[str | Conversation] | None, seed: int) -> Iterator[Sequence[str | Conversation]]:
     """Prompts, some at a time; the model's own without end when there are none."""
     if prompts is not None:
         yield from (prompts[at : at + ROUND] for at in range(0, len(prompts), ROUND))
@@ -219,9 +217,7 @@ def split(
             targets = np.full((count, heads), NOTHING, np.int64)
             for head in range(min(heads, count)):
                 targets[: count - head, head] = places[ids[start + 1 + head :]]
-            parts[number % HELD_OUT == HELD_OUT - 1].append(
-                Examples(states, ids[start:-1], targets)
-            )
+            parts[number % HELD_OUT == HELD_OUT - 1].append(Examples(states, ids[start:-1], targets))
         report("states", number + 1, len(texts))
     if not parts[0] or not parts[1]:
         raise ValueError(f"prompts: got {len(texts)} texts, expected at least {HELD_OUT} with answers")

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use farthing::engine::{self, Activations, Weights};
+use farthing::error::Error;
 use farthing::load::Checkpoint;
 use farthing::model;
-use farthing::error::Error;
 use farthing::speculative::draft::{self, Eagle3Options, MedusaOptions, MtpOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;

@@ -56,18 +56,12 @@ pub fn draft_logits(
         };
         model.forward(&pool, &batch, &mut cache, &mut scratch)?;
         let hidden = &scratch.take_captured()[..];
-        drafter.observe(&Observed {
-            start,
-            following: &tokens[start + 1..=end],
-            hidden,
-            ..Observed::default()
-        })?;
+        drafter.observe(&Observed { start, following: &tokens[start + 1..=end], hidden, ..Observed::default() })?;
     }
     let host = Host { model: &model, pool: &pool, tokenizer: text.tokenizer.as_deref() };
     let (mut tree, counts) = (DraftTree::default(), TokenCounts::default());
     let sampling = &Sampling { temperature: 0.0, ..Sampling::default() };
-    let draft =
-        Draft { request: 0, tokens, budget: count, least: 0.0, sampling, counts: &counts, tree: &mut tree };
+    let draft = Draft { request: 0, tokens, budget: count, least: 0.0, sampling, counts: &counts, tree: &mut tree };
     drafter.draft(&host, &mut [draft])?;
     Ok((drafter.kept_logits(), tree))
 }

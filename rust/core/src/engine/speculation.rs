@@ -277,7 +277,8 @@ impl Drafting {
             } else {
                 let rows = observed.hidden.chunks_exact(width.max(1));
                 let block = |row: &'_ [f32], place: usize| row[place * self.hidden..][..self.hidden].to_vec();
-                let own: Vec<f32> = rows.flat_map(|row| places.iter().flat_map(move |&place| block(row, place))).collect();
+                let own: Vec<f32> =
+                    rows.flat_map(|row| places.iter().flat_map(move |&place| block(row, place))).collect();
                 self.drafters[index].observe(&Observed { hidden: &own, ..*observed })
             };
             self.judge(index, result);

@@ -120,7 +120,10 @@ impl Eagle3 {
             return Err(Error::unsupported("EAGLE-3 with several blocks", "one block drafts"));
         }
         let Some(MixerSpec::Attention(spec)) = config.blocks.first_mut().map(|block| &mut block.mixer) else {
-            return Err(Error::unsupported("EAGLE-3 with a block without attention", "Llama's and Qwen3's blocks draft"));
+            return Err(Error::unsupported(
+                "EAGLE-3 with a block without attention",
+                "Llama's and Qwen3's blocks draft",
+            ));
         };
         spec.doubled = true;
         let middle = checkpoint.tensor("midlayer.self_attn.q_proj.weight").is_some();

@@ -126,9 +126,7 @@ impl Medusa {
         let hidden = hidden.ok_or_else(missing)?;
         let load = |head: usize| -> Result<Vec<Linear>, Error> {
             let name = |block: usize| format!("{prefix}{head}.{block}.linear");
-            (0..blocks)
-                .map(|block| Linear::load(&checkpoint, &name(block), [hidden; 2], options.weights))
-                .collect()
+            (0..blocks).map(|block| Linear::load(&checkpoint, &name(block), [hidden; 2], options.weights)).collect()
         };
         let token = checkpoint.tensor(&format!("{TOKEN}.weight"));
         let token = token.map(|_| Linear::load(&checkpoint, TOKEN, [hidden; 2], options.weights)).transpose()?;
@@ -358,7 +356,8 @@ mod tests {
     #[test]
     fn trees_grow_by_the_product_of_likelihoods() {
         let likely = |token, probability| Likely { token, probability };
-        let guesses = [vec![likely(1, 0.6), likely(2, 0.3)], vec![likely(3, 0.8), likely(4, 0.1)], vec![likely(5, 0.5)]];
+        let guesses =
+            [vec![likely(1, 0.6), likely(2, 0.3)], vec![likely(3, 0.8), likely(4, 0.1)], vec![likely(5, 0.5)]];
         let (sampling, counts) = (Sampling::default(), TokenCounts::default());
         let grown = |budget, least| {
             let mut tree = DraftTree::default();

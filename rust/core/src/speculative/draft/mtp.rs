@@ -125,8 +125,7 @@ impl Mtp {
             config.blocks.resize(place + 1, block.clone());
             config.blocks[place] = block.clone();
             let last = format!("{last}.weight");
-            let part =
-                Part::load(&checkpoint, config.clone(), convention, place, &last, weights, activations)?;
+            let part = Part::load(&checkpoint, config.clone(), convention, place, &last, weights, activations)?;
             layers.push(Layer {
                 block: DraftBlock::new(part, weights, sequences, context)?,
                 embedding_norm: norm(&format!("{embedding_norm}.weight"))?,
