@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 import tiny
 from farthing import _core
-from farthing.speculative import MTP, Medusa
+from farthing.speculative import MTP, Eagle3, Medusa, train_medusa
 
 PROMPT = 37
 
@@ -83,6 +83,8 @@ def test_heads_of_deepseek_say_what_transformers_says(tmp_path: Path, heads: int
     path = deepseek(tmp_path / "deepseek", heads)
     ids = tiny.prompt(PROMPT, tiny.VOCABULARY)
     model = transformers.DeepseekV3ForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    # The published model's number of layers stands in the class.
+    model._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{layer}.*" for layer in range(3, 3 + heads)]
     mtp = MtpModel.from_pretrained(model)
     given = torch.tensor([ids])
     with torch.no_grad():
@@ -295,7 +297,181 @@ def test_states_are_what_the_head_reads(tiny_directory: Callable[[str], Path]) -
     ids = tiny.prompt(PROMPT, tiny.VOCABULARY)
     states = llm.hidden(ids)
     assert states.shape == (PROMPT, 64)
-    rows = _core.head_weights(path, np.arange(tiny.VOCABULARY, dtype=np.uint32))
+    rows = _core.token_weights(path, np.arange(tiny.VOCABULARY, dtype=np.uint32), True)
     np.testing.assert_allclose(states @ rows.T, llm.logits(ids), atol=1e-4)
     with pytest.raises(ValueError, match="token id"):
         llm.hidden([1 << 20])
+
+
+def eagle(path: Path, *, layout: str, target: Path, options: dict[str, Any]) -> Path:
+    """A random EAGLE-3 drafter for a tiny model, which drafts every third token."""
+    import torch
+    from safetensors.torch import save_file
+
+    width, drafted = 64, tiny.VOCABULARY // 3
+    heads, pairs, head = 4, 2, 16
+    prefix = "midlayer." if layout == "authors" else "layers.0."
+    shapes = {
+        "fc": (width, 3 * width),
+        "lm_head": (drafted, width),
+        prefix + "self_attn.q_proj": (heads * head, 2 * width),
+        prefix + "self_attn.k_proj": (pairs * head, 2 * width),
+        prefix + "self_attn.v_proj": (pairs * head, 2 * width),
+        prefix + "self_attn.o_proj": (width, heads * head),
+        prefix + "mlp.gate_proj": (112, width),
+        prefix + "mlp.up_proj": (112, width),
+        prefix + "mlp.down_proj": (width, 112),
+    }
+    weights = {f"{name}.weight": random(*shape, seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    norms = ["input_layernorm", "hidden_norm", "post_attention_layernorm"]
+    for seed, name in enumerate([*(prefix + it for it in norms), "norm"]):
+        weights[f"{name}.weight"] = norm(width, 50 + seed)
+    weights["d2t"] = torch.arange(drafted) * 2
+    weights["t2d"] = torch.arange(tiny.VOCABULARY) % 3 == 0
+    weights["t2d"][3 * drafted :] = False
+    block: dict[str, Any] = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": 112,
+        "num_attention_heads": heads,
+        "num_key_value_heads": pairs,
+        "num_hidden_layers": 1,
+        "vocab_size": tiny.VOCABULARY,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 512,
+    }
+    if layout == "authors":
+        config = {**block, "architectures": ["LlamaForCausalLMEagle3"], "draft_vocab_size": drafted, **options}
+    else:
+        verifier = {"name_or_path": str(target), "architectures": ["LlamaForCausalLM"]}
+        speculators = {
+            "algorithm": "eagle3",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 5}],
+            "default_proposal_method": "greedy",
+            "verifier": verifier,
+        }
+        config = {
+            "speculators_model_type": "eagle3",
+            "transformer_layer_config": block,
+            "speculators_config": speculators,
+            "draft_vocab_size": drafted,
+            **options,
+        }
+        weights["embed_tokens.weight"] = tensors(target)["model.embed_tokens.weight"]
+    path.mkdir()
+    save_file(weights, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def eagle_logits(path: Path, target: Path, text: list[int], layers: list[int], before: bool, prefix: str) -> Any:
+    """Logits behind a text whose last tokens were drafted by the block itself, as `speculators` computes them.
+
+    ``text``: the model has seen `PROMPT` - 1 tokens of it.
+    """
+    import torch
+    import transformers
+    from torch.nn.functional import linear, silu
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+    weights, known = tensors(path), PROMPT - 1
+    model = transformers.AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, attn_implementation="eager")
+
+    def rms(x: Any, name: str) -> Any:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * weights[name + ".weight"]
+
+    with torch.no_grad():
+        states = model(torch.tensor([text[:known]]), output_hidden_states=True).hidden_states
+        features = linear(torch.cat([states[layer][0] for layer in layers], -1), weights["fc.weight"])
+        embeddings = model.model.embed_tokens(torch.tensor(text[1:]))
+        rotary = LlamaRotaryEmbedding(transformers.LlamaConfig(hidden_size=64, num_attention_heads=4))
+        while True:
+            rows = len(features)
+            normed = rms(features, prefix + "hidden_norm")
+            both = torch.cat([rms(embeddings[:rows], prefix + "input_layernorm"), normed], -1)
+            query, key, value = (
+                linear(both, weights[f"{prefix}self_attn.{name}_proj.weight"]).view(1, rows, -1, 16).transpose(1, 2)
+                for name in "qkv"
+            )
+            query, key = apply_rotary_pos_emb(query, key, *rotary(both, torch.arange(1, rows + 1)[None]))
+            mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+            mixed = linear(mixed.transpose(1, 2).reshape(rows, -1), weights[prefix + "self_attn.o_proj.weight"])
+            stream = (normed if before else features) + mixed
+            x = rms(stream, prefix + "post_attention_layernorm")
+            gate, up, down = (weights[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+            stream = stream + linear(silu(linear(x, gate)) * linear(x, up), down)
+            if rows == len(text) - 1:
+                return linear(rms(stream, "norm"), weights["lm_head.weight"])[-1].numpy()
+            features = torch.cat([features, stream[-1:]])
+
+
+@pytest.mark.parametrize(
+    ("layout", "options", "layers"),
+    [
+        ("authors", {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 1, 2]}}, [1, 1, 2]),
+        ("speculators", {"eagle_aux_hidden_state_layer_ids": [1, 2, 3], "norm_before_residual": True}, [1, 2, 3]),
+    ],
+)
+def test_eagle_says_what_its_definition_says(
+    tmp_path: Path, layout: str, options: dict[str, Any], layers: list[int]
+) -> None:
+    target = tmp_path / "target"
+    tiny.build(replace(by_name("llama-2"), options={"num_hidden_layers": 4}), target)
+    path = eagle(tmp_path / "eagle", layout=layout, target=target, options=options)
+    text = tiny.prompt(PROMPT, tiny.VOCABULARY)
+    beams, levels = 5, 4
+    drafter = Eagle3(path, weights="f32", activations="f32")
+    got, drafts, parents = drafted(target, drafter, np.array(text, np.uint32), beams)
+    rows = got.reshape(-1, tiny.VOCABULARY // 3)
+    assert len(rows) == 1 + (levels - 1) * beams
+    before, prefix = "norm_before_residual" in options, "midlayer." if layout == "authors" else "layers.0."
+
+    def expected(*branch: int) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = eagle_logits(path, target, [*text, *branch], layers, before, prefix)
+        return logits
+
+    np.testing.assert_allclose(rows[0], expected(), atol=1e-4)
+    first = np.argsort(-rows[0])[:beams]
+    for row, place in zip(rows[1:], first, strict=False):
+        np.testing.assert_allclose(row, expected(3 * int(place)), atol=1e-4)
+    # The likeliest of the second level, and of what is behind it.
+    chances = [np.exp(row - np.logaddexp.reduce(row)) for row in rows]
+    second = [(chances[0][a] * chances[1 + i][b], a, b) for i, a in enumerate(first) for b in np.argsort(-rows[1 + i])]
+    for row, (_, a, b) in zip(rows[1 + beams :], sorted(second, reverse=True)[:2], strict=False):
+        np.testing.assert_allclose(row, expected(3 * int(a), 3 * int(b)), atol=1e-4)
+    assert drafts[0] == 3 * first[0]
+    assert parents[0] == -1
+    assert all(parent < place for place, parent in enumerate(parents))
+    same_text(target, Eagle3(path), weights="f32")
+
+
+def test_heads_are_trained_on_the_models_own_text(tmp_path: Path, smollm2: Path) -> None:
+    stages: dict[str, tuple[int, int]] = {}
+    prompts = [f"Count from {first} to {first + 5}:" for first in range(20)]
+    llm = ft.LLM(smollm2, speculation=None, context=256)
+    trained = train_medusa(
+        llm,
+        tmp_path / "heads",
+        prompts=prompts,
+        max_tokens=32,
+        heads=2,
+        vocabulary=300,
+        progress=lambda stage, done, total: stages.update({stage: (done, total)}),
+    )
+    assert trained.texts == len(prompts)
+    assert len(trained.accuracy) == 2
+    assert trained.accuracy[0] > 0.1
+    assert stages["training"][0] == stages["training"][1]
+    params = ft.SamplingParams(max_tokens=32)
+    expected = llm.generate(prompts[0], params)[0]
+    drafting = ft.LLM(smollm2, speculation=Medusa(trained.path), draft_tokens=4, context=256)
+    got = drafting.generate(prompts[0], params)[0]
+    assert got.token_ids == expected.token_ids
+    assert drafting.ledger.accepted > 5
+    with pytest.raises(ValueError, match="heads"):
+        train_medusa(llm, tmp_path, heads=0)
+
+
+def test_training_without_a_template_needs_prompts(tmp_path: Path, tiny_directory: Callable[[str], Path]) -> None:
+    with pytest.raises(ValueError, match="prompts"):
+        train_medusa(tiny_directory("llama-2"), tmp_path)

@@ -9,14 +9,17 @@ import numpy.typing as npt
 
 __version__: str
 __all__ = [
+    "MTP",
     "Completion",
     "DraftModel",
     "Drafter",
+    "Eagle3",
     "EngineLedger",
     "Intersection",
     "Ledger",
     "Llm",
     "MatrixReport",
+    "Medusa",
     "PackedExperts",
     "PackedMatrix",
     "Plan",
@@ -32,6 +35,7 @@ __all__ = [
     "cost",
     "cost_curve",
     "default_threads",
+    "draft_logits",
     "draft_probabilities",
     "draw_gumbel",
     "from_parts",
@@ -48,6 +52,7 @@ __all__ = [
     "route",
     "self_tests",
     "share_threads",
+    "token_weights",
     "verify_draft",
     "verify_greedy",
 ]
@@ -79,9 +84,9 @@ def cost(
     cpu_hour: float,
 ) -> float: ...
 def draft_logits(
-    path: str | PathLike[str], heads: Medusa | MTP, tokens: npt.NDArray[np.uint32], count: int
+    path: str | PathLike[str], heads: Medusa | MTP | Eagle3, tokens: npt.NDArray[np.uint32], count: int
 ) -> tuple[npt.NDArray[np.float32], list[int], list[int]]: ...
-def head_weights(path: str | PathLike[str], tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+def token_weights(path: str | PathLike[str], tokens: npt.NDArray[np.uint32], head: bool) -> npt.NDArray[np.float32]: ...
 def plan(path: str | PathLike[str], *, weights: str, activations: str, kv: str, expert_memory: int | None) -> Plan: ...
 def quantize(
     w: Any, weights: str, *, group: int, symmetric: bool, activations: str, role: str | None
@@ -428,6 +433,10 @@ class Medusa:
 @final
 class MTP:
     def __new__(cls, path: str | PathLike[str], weights: str, activations: str, vocabulary: int | None) -> MTP: ...
+
+@final
+class Eagle3:
+    def __new__(cls, path: str | PathLike[str], weights: str, activations: str) -> Eagle3: ...
 
 @final
 class SpeculationReport:

@@ -2,6 +2,7 @@
 
 from .check import CaseReport, CheckReport, Coin, check
 from .drafters import Composed, Draft, Drafter, NGram, Suffix, SuffixStore, TokenRecycling
+from .eagle3 import Eagle3
 from .engine import DrafterReport, DraftModel, Proposer, SpeculationReport
 from .medusa import Medusa
 from .medusa_training import MedusaTraining, train_medusa
@@ -34,6 +35,7 @@ __all__ = [
     "DraftModel",
     "Drafter",
     "DrafterReport",
+    "Eagle3",
     "Intersection",
     "Medusa",
     "MedusaTraining",

@@ -21,7 +21,7 @@ from .drafters import Suffix, SuffixStore
 __all__ = ["DraftModel", "DrafterReport", "Proposer", "SpeculationReport", "drafters"]
 
 # Drafters of the core's own.
-CORES = (_core.DraftModel, _core.Drafter, _core.Medusa, _core.MTP)
+CORES = (_core.DraftModel, _core.Drafter, _core.Eagle3, _core.Medusa, _core.MTP)
 
 
 class Proposer(Protocol):

@@ -28,7 +28,9 @@ ROUND = 64
 # One text in so many is kept from training.
 HELD_OUT = 10
 BATCH = 512
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 4e-3
+# Added to the mean of an embedding's squares.
+EPSILON = 1e-6
 # Weight of each head's loss over the one before it.
 DECAY = 0.8
 # Target of positions behind the text's end, and of tokens that are not drafted.
@@ -64,10 +66,12 @@ class Examples:
 
     Attributes:
         states: (n, hidden), float16.
+        following: (n,) the token behind each state.
         targets: (n, heads), places among the drafted tokens, `STRANGER` or `NOTHING`.
     """
 
     states: npt.NDArray[np.float16]
+    following: npt.NDArray[np.uint32]
     targets: npt.NDArray[np.int64]
 
 
@@ -76,24 +80,25 @@ def train_medusa(
     directory: str | os.PathLike[str],
     *,
     prompts: Sequence[str | Conversation] | None = None,
-    tokens: int = 100_000,
+    tokens: int = 200_000,
     max_tokens: int = 192,
     heads: int = 4,
     vocabulary: int = 8192,
-    epochs: int = 4,
+    epochs: int = 2,
     seed: int = 0,
     progress: Report | None = None,
 ) -> MedusaTraining:
-    """Trains Medusa heads (arXiv 2401.10774, with the model frozen) on text that the model writes itself, and saves them.
+    """Trains Medusa heads (arXiv 2401.10774, the model frozen) on text that the model writes itself, and saves them.
 
-    The model answers prompts greedily, many at a time; the heads learn to name the second to fifth token behind each state
-    by the model's own output matrix, of which the most frequent tokens' rows are used. Needs torch and safetensors.
+    The model answers prompts greedily, many at a time; the heads learn to name the second to fifth token behind each
+    state by the model's own output matrix, of which the most frequent tokens' rows are used. They read the first
+    token too, which is known by the time they are asked, through a matrix that all share. Needs torch and safetensors.
 
     Args:
         model: an `LLM` without drafters, or what names one.
         directory: where ``medusa_lm_head.safetensors`` and ``config.json`` are written.
-        prompts: what to answer, texts or conversations; None lets a model with a chat template write its own questions, by
-            continuing the template's opening of a user's turn (Xu et al., arXiv 2406.08464).
+        prompts: what to answer, texts or conversations; None lets a model with a chat template write its own
+            questions, by continuing the template's opening of a user's turn (Xu et al., arXiv 2406.08464).
         tokens: stop once the answers have so many tokens.
         max_tokens: longest answer.
         heads: number of heads.
@@ -129,8 +134,7 @@ def train_medusa(
         drafted = frequent(texts, vocabulary, llm.vocabulary)
         fit, held = split(llm, texts, drafted, heads, report)
         computed = perf_counter()
-        rows = _core.head_weights(llm.path, drafted)
-        weights, accuracy = train(fit, held, rows, epochs, seed, llm.threads, report)
+        weights, accuracy = train(llm, fit, held, drafted, epochs, seed, report)
         trained = perf_counter()
     path = Path(directory)
     save(path, weights, drafted, llm)
@@ -204,7 +208,7 @@ def split(
     """The examples of texts to fit, and of texts held out."""
     places = np.full(llm.vocabulary, STRANGER, np.int64)
     places[drafted] = np.arange(len(drafted))
-    parts: tuple[list[Any], list[Any]] = ([], [])
+    parts: tuple[list[Examples], list[Examples]] = ([], [])
     for number, (ids, start) in enumerate(texts):
         # Nothing is drafted before the first token is drawn: the state before it comes first.
         count = len(ids) - start - 1
@@ -213,58 +217,75 @@ def split(
             targets = np.full((count, heads), NOTHING, np.int64)
             for head in range(min(heads, count)):
                 targets[: count - head, head] = places[ids[start + 1 + head :]]
-            parts[number % HELD_OUT == HELD_OUT - 1].append((states, targets))
+            parts[number % HELD_OUT == HELD_OUT - 1].append(Examples(states, ids[start:-1], targets))
         report("states", number + 1, len(texts))
     if not parts[0] or not parts[1]:
         raise ValueError(f"prompts: got {len(texts)} texts, expected at least {HELD_OUT} with answers")
-    both = [Examples(np.concatenate([s for s, _ in part]), np.concatenate([t for _, t in part])) for part in parts]
-    return both[0], both[1]
+    return joined(parts[0]), joined(parts[1])
+
+
+def joined(parts: list[Examples]) -> Examples:
+    """All examples, one after the other."""
+    return Examples(
+        np.concatenate([part.states for part in parts]),
+        np.concatenate([part.following for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+    )
 
 
 def train(
+    llm: LLM,
     fit: Examples,
     held: Examples,
-    rows: npt.NDArray[np.float32],
+    drafted: npt.NDArray[np.uint32],
     epochs: int,
     seed: int,
-    threads: int,
     report: Report,
-) -> tuple[list[tuple[Any, Any]], list[float]]:
-    """(weight, bias) of each head's block, and their shares of right first guesses on ``held``.
-
-    ``rows``: (drafted tokens, hidden), the frozen output matrix.
-    """
+) -> tuple[dict[str, Any], list[float]]:
+    """The heads' tensors, and each head's share of right first guesses on ``held``."""
     import torch
     from torch.nn.functional import cross_entropy, linear, silu
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(llm.threads)
     generator = torch.Generator().manual_seed(seed)
-    output = torch.from_numpy(rows)
+    output = torch.from_numpy(_core.token_weights(llm.path, drafted, True))
+    table = torch.from_numpy(_core.token_weights(llm.path, np.arange(llm.vocabulary, dtype=np.uint32), False))
+    table *= torch.rsqrt(table.square().mean(-1, keepdim=True) + EPSILON)
     heads, hidden = fit.targets.shape[1], fit.states.shape[1]
-    blocks = [(torch.zeros(hidden, hidden), torch.zeros(hidden)) for _ in range(heads)]
-    parameters = [tensor.requires_grad_() for block in blocks for tensor in block]
+    weights = {"token.weight": torch.zeros(hidden, hidden)}
+    for head in range(heads):
+        weights[f"{head}.0.linear.weight"] = torch.zeros(hidden, hidden)
+        weights[f"{head}.0.linear.bias"] = torch.zeros(hidden)
+    parameters = [tensor.requires_grad_() for tensor in weights.values()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
     steps = epochs * -(-len(fit.states) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
 
+    def states(examples: Examples, chosen: Any) -> Any:
+        following = torch.from_numpy(examples.following[chosen].astype(np.int64))
+        plain = torch.from_numpy(examples.states[chosen].astype(np.float32))
+        return plain + linear(table[following], weights["token.weight"])
+
     def logits(states: Any, head: int) -> Any:
-        weight, bias = blocks[head]
-        return linear(states + silu(linear(states, weight, bias)), output)
+        name = f"{head}.0.linear"
+        return linear(states + silu(linear(states, weights[name + ".weight"], weights[name + ".bias"])), output)
 
     step = 0
     for _ in range(epochs):
         order = torch.randperm(len(fit.states), generator=generator).numpy()
         for at in range(0, len(order), BATCH):
             chosen = order[at : at + BATCH]
-            states = torch.from_numpy(fit.states[chosen].astype(np.float32))
+            read = states(fit, chosen)
             targets = torch.from_numpy(np.where(fit.targets[chosen] == STRANGER, NOTHING, fit.targets[chosen]))
+            # A mean over nothing has no value.
+            useful = [head for head in range(heads) if bool((targets[:, head] != NOTHING).any())]
+            losses = [
+                DECAY**head * cross_entropy(logits(read, head), targets[:, head], ignore_index=NOTHING)
+                for head in useful
+            ]
             optimizer.zero_grad()
-            for head in range(heads):
-                target = targets[:, head]
-                # A mean over nothing has no value.
-                if bool((target != NOTHING).any()):
-                    (DECAY**head * cross_entropy(logits(states, head), target, ignore_index=NOTHING)).backward()
+            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             step += 1
@@ -272,31 +293,28 @@ def train(
     right, seen = np.zeros(heads), np.zeros(heads)
     with torch.no_grad():
         for at in range(0, len(held.states), BATCH):
-            states = torch.from_numpy(held.states[at : at + BATCH].astype(np.float32))
+            read = states(held, slice(at, at + BATCH))
             for head in range(heads):
                 target = held.targets[at : at + BATCH, head]
-                right[head] += (logits(states, head).argmax(-1).numpy() == target).sum()
+                right[head] += (logits(read, head).argmax(-1).numpy() == target).sum()
                 seen[head] += (target != NOTHING).sum()
     torch.set_num_threads(before)
-    return [(weight.detach(), bias.detach()) for weight, bias in blocks], (right / np.maximum(seen, 1)).tolist()
+    return {name: tensor.detach() for name, tensor in weights.items()}, (right / np.maximum(seen, 1)).tolist()
 
 
-def save(path: Path, blocks: list[tuple[Any, Any]], drafted: npt.NDArray[np.uint32], llm: LLM) -> None:
-    """Writes the heads as the public ones lie, and the tokens they draft."""
+def save(path: Path, weights: dict[str, Any], drafted: npt.NDArray[np.uint32], llm: LLM) -> None:
+    """Writes the heads as the public ones lie, and beside them the tokens they draft and what the first token adds."""
     import torch
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
-    tensors = {"tokens": torch.from_numpy(drafted.astype(np.int64))}
-    for head, (weight, bias) in enumerate(blocks):
-        tensors[f"{head}.0.linear.weight"] = weight.half()
-        tensors[f"{head}.0.linear.bias"] = bias
-    save_file(tensors, path / "medusa_lm_head.safetensors")
+    tensors = {name: tensor.half() if tensor.ndim == 2 else tensor for name, tensor in weights.items()}
+    save_file(tensors | {"tokens": torch.from_numpy(drafted.astype(np.int64))}, path / "medusa_lm_head.safetensors")
     config = {
         "model_type": "medusa",
-        "medusa_num_heads": len(blocks),
+        "medusa_num_heads": sum(name.endswith("bias") for name in weights),
         "medusa_num_layers": 1,
-        "hidden_size": len(blocks[0][1]),
+        "hidden_size": weights["token.weight"].shape[0],
         "vocab_size": llm.vocabulary,
         "base_model_name_or_path": llm.path.name,
     }

@@ -47,7 +47,7 @@ mod _core {
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport};
     #[pymodule_export]
-    use super::speculative_heads::{Medusa, Mtp, draft_logits, head_weights};
+    use super::speculative_heads::{Eagle3, Medusa, Mtp, draft_logits, token_weights};
     #[pymodule_export]
     use super::speculative_verify::{Intersection, draft_probabilities, draw_gumbel, verify_draft, verify_greedy};
 

@@ -6,7 +6,7 @@ use farthing::engine::{self, Activations, Weights};
 use farthing::error::Error;
 use farthing::load::Checkpoint;
 use farthing::model;
-use farthing::speculative::draft::{self, MedusaOptions, MtpOptions};
+use farthing::speculative::draft::{self, Eagle3Options, MedusaOptions, MtpOptions};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -45,15 +45,34 @@ impl Mtp {
     }
 }
 
-/// The head's rows of `tokens` in a model's file, `(tokens, hidden)`.
+/// An EAGLE-3 drafter, loaded with the engine it drafts for.
+#[pyclass(frozen, module = "farthing._core")]
+pub(crate) struct Eagle3 {
+    path: PathBuf,
+    options: Eagle3Options,
+}
+
+#[pymethods]
+impl Eagle3 {
+    #[new]
+    fn new(path: PathBuf, weights: &str, activations: &str) -> PyResult<Self> {
+        let weights = Weights::parse(weights).map_err(exception)?;
+        let activations = Activations::parse(activations).map_err(exception)?;
+        Ok(Eagle3 { path, options: Eagle3Options { weights, activations } })
+    }
+}
+
+/// Rows `(tokens, hidden)` of a model's file: of its head, or those that tokens enter the first block as.
 #[pyfunction]
-pub(crate) fn head_weights<'py>(
+pub(crate) fn token_weights<'py>(
     py: Python<'py>,
     path: PathBuf,
     tokens: PyReadonlyArray1<'py, u32>,
+    head: bool,
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
     let tokens = tokens.as_array().to_vec();
-    let rows = py.detach(|| model::head_weights(&Checkpoint::open(&path)?, &tokens)).map_err(exception)?;
+    let weights = if head { model::head_weights } else { model::embedding_weights };
+    let rows = py.detach(|| weights(&Checkpoint::open(&path)?, &tokens)).map_err(exception)?;
     let hidden = rows.len() / tokens.len().max(1);
     PyArray1::from_vec(py, rows).reshape([tokens.len(), hidden])
 }
@@ -63,12 +82,14 @@ pub(crate) fn head_weights<'py>(
 pub(crate) enum GivenHeads<'py> {
     Medusa(PyRef<'py, Medusa>),
     Mtp(PyRef<'py, Mtp>),
+    Eagle3(PyRef<'py, Eagle3>),
 }
 
 /// What makes it when the engine is loaded.
 pub(crate) enum Heads {
     Medusa(PathBuf, MedusaOptions),
     Mtp(PathBuf, MtpOptions),
+    Eagle3(PathBuf, Eagle3Options),
 }
 
 impl From<GivenHeads<'_>> for Heads {
@@ -76,6 +97,7 @@ impl From<GivenHeads<'_>> for Heads {
         match given {
             GivenHeads::Medusa(it) => Heads::Medusa(it.path.clone(), it.options),
             GivenHeads::Mtp(it) => Heads::Mtp(it.path.clone(), it.options),
+            GivenHeads::Eagle3(it) => Heads::Eagle3(it.path.clone(), it.options),
         }
     }
 }
@@ -85,10 +107,14 @@ impl Heads {
     pub(crate) fn make(self, sequences: usize, context: usize) -> Result<Box<dyn draft::Heads>, Error> {
         Ok(match self {
             Heads::Medusa(path, options) => Box::new(draft::Medusa::load(&path, options)?),
+            Heads::Eagle3(path, options) => Box::new(draft::Eagle3::load(&path, options, sequences, context)?),
             Heads::Mtp(path, options) => Box::new(draft::Mtp::load(&path, options, sequences, context)?),
         })
     }
 }
+
+/// Logits, tokens and parents.
+type DraftLogits<'py> = (Bound<'py, PyArray1<f32>>, Vec<u32>, Vec<i64>);
 
 /// Logits of a drafter's heads behind a text, and what it drafts: tokens, and the index of each one's parent, -1 behind the
 /// text.
@@ -99,7 +125,7 @@ pub(crate) fn draft_logits<'py>(
     heads: GivenHeads<'py>,
     tokens: PyReadonlyArray1<'py, u32>,
     count: usize,
-) -> PyResult<(Bound<'py, PyArray1<f32>>, Vec<u32>, Vec<i64>)> {
+) -> PyResult<DraftLogits<'py>> {
     let (heads, tokens) = (Heads::from(heads), tokens.as_array().to_vec());
     let drafted = py.detach(|| {
         let mut drafter = heads.make(1, tokens.len() + count)?;

@@ -278,7 +278,7 @@ impl Drafting {
                 continue;
             }
             let places = &self.places[index];
-            let result = if places.len() == self.wants.hidden.len() {
+            let result = if places.iter().copied().eq(0..self.wants.hidden.len()) {
                 self.drafters[index].observe(observed)
             } else {
                 let rows = observed.hidden.chunks_exact(width.max(1));

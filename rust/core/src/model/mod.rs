@@ -45,7 +45,7 @@ use feed_forward::sparse::Sparse;
 pub(crate) use names::Convention;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use weights::{Block, Loader};
+use weights::{Block, Loader, MatrixSpec};
 
 /// Families whose GGUF files have the two halves of rotated pairs side by side.
 const INTERLEAVED: [&str; 6] = ["llama", "mistral", "smollm3", "mixtral", "granite", "granitemoe"];
@@ -89,19 +89,35 @@ pub fn describe(checkpoint: &Checkpoint) -> Result<Config, Error> {
 pub fn head_weights(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, Error> {
     let config = describe(checkpoint)?;
     let spec = config.head().unwrap_or_else(|| config.embedding());
+    token_rows(checkpoint, &config, &spec, tokens, config.logit_scale)
+}
+
+/// The rows that `tokens` enter the first block as, `(tokens, hidden)`, row-major.
+pub fn embedding_weights(checkpoint: &Checkpoint, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+    let config = describe(checkpoint)?;
+    token_rows(checkpoint, &config, &config.embedding(), tokens, config.embedding_scale)
+}
+
+fn token_rows(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    spec: &MatrixSpec,
+    tokens: &[u32],
+    scale: f32,
+) -> Result<Vec<f32>, Error> {
     let name = config.names.tensor(Convention::of(checkpoint), spec.stored, 0) + ".weight";
     let tensor = checkpoint.require(&name, &[spec.rows, spec.columns])?;
-    let mut out = vec![0.0; tokens.len() * spec.columns];
-    for (&token, out) in tokens.iter().zip(out.chunks_exact_mut(spec.columns)) {
+    let mut rows = vec![0.0; tokens.len() * spec.columns];
+    for (&token, row) in tokens.iter().zip(rows.chunks_exact_mut(spec.columns)) {
         if token as usize >= spec.rows {
             return Err(Error::argument("token id", token, format!("below {}", spec.rows)));
         }
-        tensor.row(token as usize, out)?;
-        for value in out {
-            *value *= config.logit_scale;
+        tensor.row(token as usize, row)?;
+        for value in row {
+            *value *= scale;
         }
     }
-    Ok(out)
+    Ok(rows)
 }
 
 impl Model {

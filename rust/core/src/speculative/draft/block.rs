@@ -78,7 +78,7 @@ impl DraftBlock {
             let mut done = 0;
             while done < count {
                 let piece = (count - done).min(CHUNK);
-                if !rows.ancestors.is_empty() || pass.positions.len() + piece > CHUNK {
+                if pass.positions.len() + piece > CHUNK {
                     pass.flush(self, target, &mut out)?;
                 }
                 pass.spans.push((rows.request, rows.start + done, piece, &rows.ancestors));

@@ -112,6 +112,15 @@ impl TokenHead {
     }
 }
 
+/// Puts a token that the target's noise draws from the guess before the others: it is right more often than its
+/// probability says.
+pub(super) fn favour(likely: &mut Vec<Likely>, drawn: Option<Likely>) {
+    if let (Some(drawn), Some(&first)) = (drawn, likely.first()) {
+        likely.retain(|other| other.token != drawn.token);
+        likely.insert(0, Likely { probability: drawn.probability.max(first.probability), ..drawn });
+    }
+}
+
 /// Class of confidence of a node with this probability.
 pub(super) fn class(probability: f32) -> u8 {
     (probability * 10.0).clamp(0.0, 9.0) as u8

@@ -3,13 +3,17 @@
 //! Head `j` is a few blocks `h + SiLU(W h + b)` and an output matrix, and sees the token `j + 2` places behind the one whose
 //! state it reads. The guesses of all heads come from one product; a tree is made of them best first, by the product of
 //! their probabilities.
+//!
+//! The token between is known by the time heads are asked. Our own heads read it too: they begin with `h + P e`, `e` its
+//! embedding divided by its root mean square (as Hydra's do, Ankner et al., arXiv 2402.05109, for the first head).
 
-use super::head::{Likely, TokenHead, class, first_tokens};
+use super::head::{Likely, TokenHead, class, favour, first_tokens};
 use super::weights::{Linear, matrix};
 use super::{Draft, Drafter, Heads, Observed, Target, Wants};
 use crate::engine::Weights;
 use crate::error::Error;
 use crate::load::{Checkpoint, FormatError, Metadata};
+use crate::model::rms_norms;
 use farthing_kernels::activation::{Activation, activate_multiply};
 use farthing_kernels::norm::add;
 use std::cmp::Ordering;
@@ -24,6 +28,10 @@ const BRANCHES: usize = 10;
 const FILE: &str = "medusa_lm_head.safetensors";
 /// In our own files: the tokens that are drafted, likeliest first.
 const TOKENS: &str = "tokens";
+/// In our own files: what the token behind the state adds to it.
+const TOKEN: &str = "token";
+/// Added to the mean of an embedding's squares.
+const EPSILON: f32 = 1e-6;
 
 /// How heads are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +49,8 @@ pub struct Medusa {
     name: String,
     vocabulary: Option<usize>,
     hidden: usize,
+    /// What the token behind the state adds to it.
+    token: Option<Linear>,
     /// For each head its blocks.
     heads: Vec<Vec<Linear>>,
     /// Of each head, when they have output matrices of their own.
@@ -118,6 +128,8 @@ impl Medusa {
             let name = |block: usize| format!("{prefix}{head}.{block}.linear");
             (0..blocks).map(|block| Linear::load(&checkpoint, &name(block), [hidden; 2], options.weights)).collect()
         };
+        let token = checkpoint.tensor(&format!("{TOKEN}.weight"));
+        let token = token.map(|_| Linear::load(&checkpoint, TOKEN, [hidden; 2], options.weights)).transpose()?;
         let tokens = checkpoint.tensor(TOKENS).map(|tensor| ids(&tensor.integers()?)).transpose()?;
         let mut outputs = Vec::new();
         for head in 0..heads {
@@ -136,6 +148,7 @@ impl Medusa {
             name: format!("Medusa heads {}", path.file_name().unwrap_or_default().to_string_lossy()),
             vocabulary: options.vocabulary,
             hidden,
+            token,
             heads: (0..heads).map(load).collect::<Result<_, _>>()?,
             outputs,
             tokens,
@@ -147,7 +160,7 @@ impl Medusa {
 
     /// Bytes that a draft reads, without a head that is the target's own.
     pub fn draft_bytes(&self) -> usize {
-        let blocks: usize = self.heads.iter().flatten().map(Linear::nbytes).sum();
+        let blocks: usize = self.heads.iter().flatten().chain(&self.token).map(Linear::nbytes).sum();
         blocks + self.shared.nbytes() + self.outputs.iter().map(TokenHead::nbytes).sum::<usize>()
     }
 
@@ -163,9 +176,20 @@ impl Medusa {
     ) -> Vec<Vec<Vec<Likely>>> {
         let (t, width) = (states.len() / self.hidden, self.hidden);
         let ones = vec![1.0; states.len()];
+        let mut states = states.to_vec();
+        if let Some(token) = &mut self.token {
+            let mut embeddings = vec![0.0; states.len()];
+            for (draft, embedding) in drafts.iter().zip(embeddings.chunks_exact_mut(width)) {
+                target.embed(draft.tokens[draft.tokens.len() - 1], embedding);
+            }
+            let embeddings = rms_norms(&embeddings, &ones[..width], EPSILON);
+            let mut product = vec![0.0; states.len()];
+            token.multiply(target.pool(), &embeddings, &mut product);
+            add(&mut states, &product);
+        }
         let mut stream = Vec::with_capacity(depth * states.len());
         for blocks in &mut self.heads[..depth] {
-            let mut x = states.to_vec();
+            let mut x = states.clone();
             let mut gate = vec![0.0; x.len()];
             for block in blocks {
                 block.multiply(target.pool(), &x, &mut gate);
@@ -199,11 +223,7 @@ impl Medusa {
         };
         let of = |row: usize, head: usize| {
             let mut likely = place(row, head);
-            if let (Some(drawn), Some(&first)) = (drawn[row][head], likely.first()) {
-                likely.retain(|other| other.token != drawn.token);
-                // The one that the noise favours is right more often than its probability says.
-                likely.insert(0, Likely { probability: drawn.probability.max(first.probability), ..drawn });
-            }
+            favour(&mut likely, drawn[row][head]);
             likely
         };
         (0..t).map(|row| (0..depth).map(|head| of(row, head)).collect()).collect()

@@ -4,6 +4,7 @@ mod automaton;
 mod block;
 mod cache;
 mod composed;
+mod eagle3;
 mod head;
 mod medusa;
 mod mtp;
@@ -17,6 +18,7 @@ mod weights;
 
 pub use cache::{SpeculateOptions, Speculated, SuffixCache};
 pub use composed::Composed;
+pub use eagle3::{Eagle3, Eagle3Options};
 pub use medusa::{Medusa, MedusaOptions};
 pub use mtp::{Mtp, MtpOptions};
 pub use ngram::{NGram, NGramMode, NGramOptions};
