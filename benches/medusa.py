@@ -3,9 +3,9 @@
 ``python -m benches.medusa [--model smollm2-135m] [--heads DIRECTORY] [--tokens 200000] [--prompts 5] [--answer 112]``
 
 Trains heads unless ``--heads`` holds some, prints the seconds of each stage and each head's share of right first
-guesses on held-out texts, then answers Spec-Bench prompts (or a few of ours, where ``FARTHING_DATA`` has none) without
-drafts and with trees of several sizes, in turn. The texts must be equal token for token. Tokens a pass count drawn
-tokens over passes that drew any; speeds are medians over prompts.
+guesses on held-out texts, then answers Spec-Bench prompts (or a few of ours, where ``FARTHING_DATA`` has none)
+without drafts and with trees of several sizes, in turn. The texts must be equal token for token. Tokens a pass count
+drawn tokens over passes that drew any; speeds are medians over prompts.
 """
 
 from __future__ import annotations

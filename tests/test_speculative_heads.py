@@ -456,6 +456,7 @@ def test_heads_are_trained_on_the_models_own_text(tmp_path: Path, smollm2: Path)
         max_tokens=32,
         heads=2,
         vocabulary=300,
+        epochs=30,
         progress=lambda stage, done, total: stages.update({stage: (done, total)}),
     )
     assert trained.texts == len(prompts)

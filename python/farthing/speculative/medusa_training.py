@@ -125,7 +125,7 @@ def train_medusa(
     sizes = {"tokens": tokens, "max_tokens": max_tokens, "heads": heads, "vocabulary": vocabulary, "epochs": epochs}
     for name, value in sizes.items():
         integer(name, value, 1)
-    llm = model if isinstance(model, LLM) else LLM(model, speculation=None, max_sequences=32, context=1024)
+    llm = model if isinstance(model, LLM) else LLM(model, speculation=None, max_sequences=32)
     with progress_bars(quiet=progress is not None) as bars:
         report = progress or bars or (lambda *_: None)
         begin = perf_counter()

@@ -5,6 +5,7 @@ use crate::engine::Weights;
 use crate::engine::cache::{Cache, Table};
 use crate::error::Error;
 use crate::model::{Part, PartRows};
+use crate::speculative::tree::MOST_NODES;
 use farthing_kernels::attention::{KvType, PAGE, Span};
 use std::collections::HashMap;
 
@@ -44,7 +45,7 @@ impl DraftBlock {
         let kv = if weights == Weights::F32 { KvType::F32 } else { KvType::F16 };
         let context = context.min(part.config().context);
         let most = MOST_BYTES / Cache::page_bytes(part.config(), kv).max(1) as usize + 1;
-        let pages = (sequences * context.div_ceil(PAGE)).min(most);
+        let pages = (sequences * (context + MOST_NODES + 1).div_ceil(PAGE)).min(most);
         let cache = Cache::new(part.config(), pages, kv, sequences)?;
         Ok(DraftBlock { part, cache, tables: HashMap::new() })
     }
