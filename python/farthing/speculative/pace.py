@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -17,8 +18,10 @@ _FORGETTING = 0.995
 _MOST_CERTAIN = 0.99
 # A draft must promise this much more than a plain pass, since times are noisy.
 _HYSTERESIS = 1.02
-# Times older than so many passes were of another context; they are measured again.
+# Times older than so many passes were of another context; they are measured again. A single one, which may have
+# allocated or compiled something, is sooner.
 _OLD = 512
+_TENTATIVE = 64
 _KEPT = 5
 _LONGEST_REST = 64
 
@@ -26,45 +29,41 @@ _LONGEST_REST = 64
 class PassTimes:
     """Seconds of a host's passes by their rows: the least of the last few, in between straight lines.
 
-    Beyond the most rows measured it hopes for the time of these, so that a longer draft is tried once it promises much.
+    Beyond the most rows measured it hopes for the time of these, up to twice as many: where drafts promise much, longer
+    ones are tried step by step.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[int, deque[float]] = {}
-        self._measured: dict[int, int] = {}
+        # By rows: the pass in which they were measured last, and how often they were.
+        self._measured: dict[int, tuple[int, int]] = {}
         self._passes = 0
 
     def add(self, rows: int, seconds: float) -> None:
         """A pass of so many rows took so long."""
         self._passes += 1
-        self._measured[rows] = self._passes
-        if rows in self._seconds:
-            self._seconds[rows].append(seconds)
-        else:
-            # The first of a shape allocates and compiles: it tells nothing of those to come.
-            self._seconds[rows] = deque(maxlen=_KEPT)
+        self._measured[rows] = (self._passes, self._measured.get(rows, (0, 0))[1] + 1)
+        self._seconds.setdefault(rows, deque(maxlen=_KEPT)).append(seconds)
 
     def known(self) -> dict[int, float]:
         """Seconds by rows, as far as they were measured lately."""
-        for rows, measured in list(self._measured.items()):
-            if self._passes - measured > _OLD:
-                del self._measured[rows]
-                # What was compiled stays so: the next one counts.
-                self._seconds[rows].clear()
-        return {rows: min(seconds) for rows, seconds in self._seconds.items() if seconds}
+        for rows, (last, times) in list(self._measured.items()):
+            if self._passes - last > (_OLD if times > 1 else _TENTATIVE):
+                self._seconds.pop(rows, None)
+        return {rows: min(seconds) for rows, seconds in list(self._seconds.items())}
 
     def curve(self, most: int) -> list[float] | None:
-        """Seconds of passes over 1 to ``most`` rows, or None where a plain pass was not measured yet."""
-        known = self.known()
-        if 1 not in known:
+        """Seconds of passes over 1 to ``most`` rows, or None where a plain pass was not measured twice."""
+        points = sorted(self.known().items())
+        if len(self._seconds.get(1, ())) < 2:
             return None
-        points = sorted(known.items())
         seconds = []
         for rows in range(1, most + 1):
             below = max(point for point in points if point[0] <= rows)
             above = min((point for point in points if point[0] >= rows), default=below)
             share = (rows - below[0]) / (above[0] - below[0]) if above[0] > below[0] else 0.0
-            seconds.append(below[1] + share * (above[1] - below[1]))
+            hoped = rows <= 2 * points[-1][0]
+            seconds.append(below[1] + share * (above[1] - below[1]) if hoped else math.inf)
         return seconds
 
 
