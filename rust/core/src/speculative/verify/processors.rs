@@ -15,7 +15,7 @@ use crate::error::Error;
 /// ```
 /// use farthing::speculative::verify::{Shape, laws};
 /// use farthing_kernels::sample::{Sampling, TokenCounts};
-/// let sampling = Sampling { presence_penalty: 100.0, ..Sampling::default() };
+/// let sampling = Sampling { presence_penalty: 1000.0, ..Sampling::default() };
 /// let mut logits = [0.0; 4];
 /// laws(&mut logits, 2, &Shape::chain(&[1]), &sampling, &mut TokenCounts::default(), |_| None)?;
 /// // Behind the drafted token that token is penalised.
