@@ -123,13 +123,11 @@ impl Controller {
             known.idle = 0;
             return most;
         }
-        let (mut best, mut value, mut survival, mut gain, mut expected) = (0, speedup, 1.0, 0.0, 0.6);
+        let (mut best, mut value, mut survival, mut gain) = (0, speedup, 1.0, 0.0);
         let before = cost.of(rows);
         for count in 1..=most {
             let depth = (count - 1).min(CLASSES - 1);
-            // What is not known yet of a depth is likely what is known of the one before.
-            expected = known.depths[depth].mean(expected, FIRST_WEIGHT);
-            survival *= expected;
+            survival *= known.depths[depth].mean(0.6, FIRST_WEIGHT);
             gain += survival;
             let drafted = (1.0 + gain) * before / (cost.of(rows + count) + count as f64 * share);
             if drafted > value * if best == 0 { HYSTERESIS } else { 1.0 } {
