@@ -193,7 +193,6 @@ impl Drafting {
             for ((wanted, tree), sampling) in wanted.iter().zip(&mut trees).zip(&samplings) {
                 let budget = self.fixed.map_or(budget, |fixed| fixed.saturating_sub(tree.len()));
                 let Some((sampling, counts)) = sampling else { continue };
-                tree.set_drafter(index as u8);
                 let Sequence { id: request, ref tokens, .. } = *wanted.sequence;
                 drafts.push(Draft { request, tokens, budget: budget.min(MOST_NODES), least, sampling, counts, tree });
             }
@@ -203,7 +202,10 @@ impl Drafting {
             drop(drafts);
             self.judge(index, result);
             // A chain that ends early has taken a step more than it has nodes.
-            let longest = trees.iter().zip(&before).map(|(tree, before)| tree.len() - before).max().unwrap_or(0);
+            let added = trees.iter().zip(&before).map(|(tree, before)| tree.len().saturating_sub(*before));
+            let longest = added.max().unwrap_or(0);
+            // A drafter made of others numbers its own.
+            trees.iter_mut().zip(&before).for_each(|(tree, &before)| tree.claim(before, index as u8));
             self.controller.drafting_took(index, begin.elapsed().as_secs_f64(), budget.min(longest + 1));
             self.asked[index] = budget;
             self.refuse_strangers(index, &mut trees, target.vocabulary());
@@ -313,7 +315,7 @@ impl Drafting {
     /// What speculation has done and expects.
     pub(super) fn report(&self) -> SpeculationReport {
         SpeculationReport {
-            pass_costs: [1, 2, 3, 4, 6, 8, 12, 16].map(|rows| (rows, self.cost.at(0).of(rows))).to_vec(),
+            pass_costs: [1, 2, 3, 4, 6, 8, 12, 16, 32].map(|rows| (rows, self.cost.at(0).of(rows))).to_vec(),
             pass_seconds: self.controller.unit(),
             drafters: (0..self.drafters.len())
                 .map(|index| self.controller.report(index, self.drafters[index].name(), self.stopped[index].clone()))

@@ -66,6 +66,11 @@ impl DraftTree {
         self.drafter = drafter;
     }
 
+    /// Says whose the nodes from index `from` on are, whatever they were pushed as.
+    pub fn claim(&mut self, from: usize, drafter: u8) {
+        self.nodes.iter_mut().skip(from).for_each(|node| node.drafter = drafter);
+    }
+
     /// Adds a token behind `parent`; its index, or that of the child that already says the same. `None` when the tree is
     /// full.
     ///

@@ -2,7 +2,7 @@
 
 use super::states::{lfm2, qwen35};
 use super::*;
-use farthing::speculative::draft::{Draft, Drafter, Observed, Target, Wants};
+use farthing::speculative::draft::{Composed, Draft, Drafter, Observed, Target, TokenRecycling, Wants};
 use std::collections::HashMap;
 
 /// How a drafter of the tests goes wrong.
@@ -174,6 +174,30 @@ fn drafts_change_no_bit() {
                 assert_eq!(report.drafters[0].accepted, ledger.accepted);
             }
         }
+    }
+}
+
+#[test]
+fn drafters_made_of_others_are_one() {
+    let directory = checkpoint("composed-drafters", 512);
+    let expected: Vec<Completion> = load(&directory, &options()).generate(requests()).unwrap();
+    for fixed in [None, Some(9)] {
+        let members = || -> Vec<Box<dyn Drafter>> {
+            let known = Tester::boxed(Kind::Prophet, answers(&expected));
+            vec![known, Tester::boxed(Kind::Dice, HashMap::new()), Box::new(TokenRecycling::default())]
+        };
+        let inner: Box<dyn Drafter> = Box::new(Composed::new(members()).unwrap());
+        let drafters: Vec<Box<dyn Drafter>> = vec![Box::new(Composed::new(vec![inner]).unwrap())];
+        let speculation = Speculation { drafters, draft_tokens: fixed };
+        let llm = Llm::load(&directory.0, &options(), speculation, &|_| ()).unwrap();
+        for (got, expected) in llm.generate(requests()).unwrap().iter().zip(&expected) {
+            assert_eq!(bits(got), bits(expected), "{fixed:?}");
+        }
+        assert_eq!(llm.take_warnings(), [""; 0]);
+        assert!(llm.ledger().drafted > 0);
+        let report = llm.speculation().unwrap();
+        assert_eq!((report.drafters.len(), report.drafters[0].drafted), (1, llm.ledger().drafted));
+        assert_eq!(report.drafters[0].accepted, llm.ledger().accepted);
     }
 }
 

@@ -91,7 +91,7 @@ impl Drafter for Composed {
             let hidden = (wanted.hidden != *layers).then(|| {
                 let of = |layer| layers.binary_search(layer).unwrap_or(0);
                 let keep: Vec<usize> = wanted.hidden.iter().map(of).collect();
-                parts(observed.hidden, observed.tokens.len(), layers.len(), &keep)
+                parts(observed.hidden, observed.following.len(), layers.len(), &keep)
             });
             let top = (wanted.top != *width).then(|| {
                 let keep: Vec<usize> = (0..wanted.top).collect();
