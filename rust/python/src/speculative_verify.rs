@@ -256,18 +256,7 @@ pub(crate) fn draft_probabilities<'py>(
         let rows = allowed.rows().into_iter();
         rows.map(|row| row.to_vec().chunks(64).map(word).collect()).collect()
     });
-    let params = &sampling.0;
-    let sampling = farthing_kernels::sample::Sampling {
-        temperature: params.temperature,
-        top_k: params.top_k,
-        top_p: params.top_p,
-        min_p: params.min_p,
-        repetition_penalty: params.repetition_penalty,
-        presence_penalty: params.presence_penalty,
-        frequency_penalty: params.frequency_penalty,
-        position: (prompt.len() + output.len()) as u64,
-        ..Default::default()
-    };
+    let sampling = sampling.0.at(0, prompt.len() + output.len());
     let logits = logits.as_slice_mut()?;
     let mut counts = TokenCounts::of(&prompt, &output);
     let allowed = |row: usize| words.as_ref().map(|words| &words[row][..]);

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::ledger::Ledger;
+use farthing_kernels::sample::Sampling;
 
 /// A prompt, as text or as token ids.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,6 +79,23 @@ impl Default for SamplingParams {
 pub const MAX_LOGPROBS: usize = 20;
 
 impl SamplingParams {
+    /// How the token at `position` is drawn with noise of `seed`.
+    pub fn at(&self, seed: u64, position: usize) -> Sampling<'static> {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            allowed: None,
+            seed,
+            position: position as u64,
+            top_logprobs: self.logprobs.unwrap_or(0),
+        }
+    }
+
     /// Whether every value is in range; the error names the first that is not.
     pub fn validate(&self) -> Result<(), Error> {
         let check = |good: bool, name, got: &dyn ToString, expected: &str| {

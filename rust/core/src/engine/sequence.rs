@@ -234,20 +234,7 @@ impl Answer {
 
     /// How the token at `position` is drawn.
     fn sampling(&self, position: usize) -> Sampling<'static> {
-        let params = &self.sampling;
-        Sampling {
-            temperature: params.temperature,
-            top_k: params.top_k,
-            top_p: params.top_p,
-            min_p: params.min_p,
-            repetition_penalty: params.repetition_penalty,
-            presence_penalty: params.presence_penalty,
-            frequency_penalty: params.frequency_penalty,
-            allowed: None,
-            seed: self.seed,
-            position: position as u64,
-            top_logprobs: params.logprobs.unwrap_or(0),
-        }
+        self.sampling.at(self.seed, position)
     }
 
     /// Draws the token at `position` from its logits `(vocab,)`.
