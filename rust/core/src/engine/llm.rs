@@ -17,6 +17,7 @@ use crate::load::text::Text;
 use crate::load::{TemplateOptions, Tokenizer};
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
+use crate::reasoning::Lexicon;
 use crate::speculative::tree::DraftTree;
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
@@ -27,7 +28,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,7 @@ pub struct Llm {
     notices: Arc<Mutex<Notices>>,
     thread: Option<JoinHandle<()>>,
     text: Text,
+    lexicon: OnceLock<Arc<Lexicon>>,
     config: Config,
     report: Vec<MatrixReport>,
     resident_bytes: u64,
@@ -171,6 +173,7 @@ impl Llm {
             notices,
             thread: Some(thread),
             text,
+            lexicon: OnceLock::new(),
             config,
             report: matrices,
             resident_bytes,
@@ -304,6 +307,17 @@ impl Llm {
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, Error> {
         let missing = || Error::unsupported("text without a tokenizer", "give prompts as token ids");
         self.text.tokenizer.as_ref().ok_or_else(missing)
+    }
+
+    /// The spellings of the vocabulary; made at the first call.
+    pub fn lexicon(&self) -> Result<Arc<Lexicon>, Error> {
+        let tokenizer = self.tokenizer()?;
+        Ok(Arc::clone(self.lexicon.get_or_init(|| Arc::new(Lexicon::of(tokenizer)))))
+    }
+
+    /// Tokens that end an answer.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.text.end_tokens
     }
 
     /// The prompt that the chat template makes of `messages`, ready for [`Prompt::Rendered`].
