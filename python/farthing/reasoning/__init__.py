@@ -1,4 +1,4 @@
-"""Fewer tokens: effort that is honoured."""
+"""Fewer tokens: effort that is honoured, and thinking that keeps to a budget and ends well."""
 
 from __future__ import annotations
 
@@ -6,12 +6,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .controller import Controller, ThinkSpec
     from .effort import EFFORTS, EffortPlan, resolve_effort
+    from .policy import REFLECTION_WORDS, Policy
+    from .remote import RemoteAnswer, two_phase
 
-__all__ = ["EFFORTS", "EffortPlan", "resolve_effort"]
+__all__ = [
+    "EFFORTS",
+    "REFLECTION_WORDS",
+    "Controller",
+    "EffortPlan",
+    "Policy",
+    "RemoteAnswer",
+    "ThinkSpec",
+    "resolve_effort",
+    "two_phase",
+]
 
 # Nothing is imported before it is used: every `SamplingParams` comes by here.
-_HOMES = {"EFFORTS": "effort", "EffortPlan": "effort", "resolve_effort": "effort"}
+_HOMES = {
+    "EFFORTS": "effort",
+    "REFLECTION_WORDS": "policy",
+    "Controller": "controller",
+    "EffortPlan": "effort",
+    "Policy": "policy",
+    "RemoteAnswer": "remote",
+    "ThinkSpec": "controller",
+    "resolve_effort": "effort",
+    "two_phase": "remote",
+}
 
 
 def __getattr__(name: str) -> Any:
