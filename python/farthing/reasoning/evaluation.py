@@ -15,7 +15,7 @@ from ..completion import Completion
 from ..sampling import SamplingParams, integer
 from .grading import Grade, Grader
 from .report import Answer, Report
-from .tasks import Item, question, read_items
+from .tasks import CONCISE, PLAIN, Item, question, read_items
 
 if TYPE_CHECKING:
     from ..llm import LLM
@@ -80,7 +80,7 @@ def evaluate(
     params = params if params is not None else SamplingParams(max_tokens=1024)
     with Grader() if grader is None else nullcontext(grader) as judge:
         rows = []
-        for answer in answers(llm, items, params, judge, samples=samples, concise=concise):
+        for answer in answers(llm, items, params, judge, samples=samples, instruction=CONCISE if concise else PLAIN):
             rows.append(answer)
             if progress:
                 progress("evaluate", len(rows), len(items) * samples)
@@ -97,7 +97,7 @@ def answers(
     grader: Grader,
     *,
     samples: int = 1,
-    concise: bool = False,
+    instruction: str = PLAIN,
 ) -> Iterator[Answer]:
     """The graded answers in order, item by item, as they become ready. Leaving early cancels the rest."""
     integer("samples", samples, 1)
@@ -109,9 +109,9 @@ def answers(
         params if params.seed is None else replace(params, seed=(params.seed + k) % 2**64) for k in range(samples)
     ]
     requests = [(item, sample) for item in items for sample in range(samples)]
-    texts = {item.id: _prompt(llm, item, concise) for item in items}
+    prompts = {item.id: _prompt(llm, question(item, instruction)) for item in items}
     # All at once: the engine batches them, and a stream that is dropped cancels its request.
-    streams = deque(llm.stream(texts[item.id], variants[sample]) for item, sample in requests)
+    streams = deque(llm.stream(prompts[item.id], variants[sample]) for item, sample in requests)
     graded: deque[tuple[Item, int, Completion, Future[Grade]]] = deque()
     for item, sample in requests:
         completion = streams.popleft().completion
@@ -135,8 +135,7 @@ def _settings(params: SamplingParams) -> dict[str, Any]:
     }
 
 
-def _prompt(llm: LLM, item: Item, concise: bool) -> Any:
-    text = question(item, concise=concise)
+def _prompt(llm: LLM, text: str) -> Any:
     return [{"role": "user", "content": text}] if llm.has_chat_template else f"{text}\n\nSolution:"
 
 

@@ -46,10 +46,10 @@ class Grade:
 
 
 def last_answer_line(text: str) -> str | None:
-    """What stands behind the last ``Answer:`` at the start of a line, or on the line below it; None without.
+    r"""What stands behind the last ``Answer:`` at the start of a line, or on the line below it; None without.
 
     Examples:
-        >>> last_answer_line("Answer: 3? No. **Answer:** 4\\nFinal answer: 5!.")
+        >>> last_answer_line("Answer: 3? No. **Answer:** 4\nFinal answer: 5!.")
         '5!'
     """
     for found in reversed(list(_LINE.finditer(text))):

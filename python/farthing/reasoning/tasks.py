@@ -39,9 +39,9 @@ class Item:
     level: int | None = None
 
 
-def question(item: Item, *, concise: bool = False) -> str:
-    """The text that asks a model to solve ``item``, its answer boxed; ``concise`` asks for few words."""
-    return f"{CONCISE if concise else PLAIN}\n\n{item.problem}"
+def question(item: Item, instruction: str = PLAIN) -> str:
+    """The text that asks a model to solve ``item`` as ``instruction`` says."""
+    return f"{instruction}\n\n{item.problem}"
 
 
 def read_items(path: str | os.PathLike[str], task: str = "auto", limit: int | None = None) -> list[Item]:
