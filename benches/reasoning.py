@@ -30,6 +30,7 @@ from farthing.reasoning.tasks import CONCISE, PLAIN, Item, read_items
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FARTHING_DATA", ROOT.parent / "shared" / "data"))
 MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
+BLOCK = 80
 BOX = "Put the final answer in \\boxed{}."
 # Concise prompts that were tried, on training items.
 WORDINGS = {
@@ -42,10 +43,7 @@ WORDINGS = {
         "Solve this problem step by step in plain text. Keep every step to one short sentence with its calculation. Do"
         f" not restate the problem, do not plan, do not write code. {BOX}"
     ),
-    "short lines": (
-        "Solve this problem. Write one short line with its calculation for each step and nothing else, then the final"
-        " answer in \\boxed{}."
-    ),
+    "short lines": CONCISE,
     "plain lines": (
         "Solve this problem in plain text, without LaTeX and without code. Write one short line with its calculation"
         " for each step and nothing else, then the final answer in \\boxed{}."
@@ -164,7 +162,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="wordings and settings, on training items")
     parser.add_argument("--check", type=int, default=0, help="answer so many problems of each way again")
     parser.add_argument("--read", action="store_true", help="answer nothing, show what is recorded")
-    parser.add_argument("--max-tokens", type=int, default=768)
+    parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     ways = TRAIN if arguments.tune else TEST
@@ -176,10 +174,12 @@ def main() -> None:
     runs = Runs(arguments.out / split, arguments.model, arguments.max_tokens, arguments.threads)
     if not arguments.read:
         with ft.reasoning.Grader(workers=1, seconds=60) as grader:
-            for name, way in chosen.items():
-                runs.run(name, way, items, grader)
-                if arguments.check:
-                    runs.check(name, way, items[: arguments.check], grader)
+            # In blocks, so that a run that is stopped leaves all ways equally far.
+            for end in range(BLOCK, len(items) + BLOCK, BLOCK):
+                for name, way in chosen.items():
+                    runs.run(name, way, items[:end], grader)
+            for name, way in chosen.items() if arguments.check else ():
+                runs.check(name, way, items[: arguments.check], grader)
     reports = [report for name in chosen if (report := runs.report(name, items))]
     if not reports:
         raise SystemExit("nothing is recorded yet")

@@ -153,6 +153,17 @@ def test_real_samples_agree_and_the_rest_is_cancelled(llm: ft.LLM) -> None:
     assert [each.text for each in alone.completions] == [each.text for each in runs[0].completions[:3]]
 
 
+def test_a_running_sample_is_cancelled_and_its_tokens_count(llm: ft.LLM) -> None:
+    # With these seeds the first sample takes 8 tokens and the second 49.
+    params = replace(DRAW, seed=8, max_tokens=200)
+    found = ft.reasoning.self_consistency(llm, ASK, 5, params, together=2, agree=0.6, key=lambda _: "same")
+    assert (found.judged, found.stopped) == (1, "posterior")
+    first, second = found.completions
+    assert (first.finish_reason, second.finish_reason) == ("stop", "cancelled")
+    assert found.tokens == len(first.token_ids) + len(second.token_ids)
+    assert len(second.token_ids) < 40
+
+
 # --- truncation levels -----------------------------------------------------------------------------------------------
 
 

@@ -85,7 +85,7 @@ def test_each_set_is_read_and_known_by_its_keys(task: str, tmp_path: Path) -> No
         ("gsm8k_test", 1319, "18", 2),
         ("math500_test", 500, "\\left( 3, \\frac{\\pi}{2} \\right)", 2),
         ("svamp_test", 1000, "145", 1),
-        ("multiarith", 599, "39", None),
+        ("multiarith", 600, "39", None),
     ],
 )
 def test_the_public_files_are_read_whole(data: Path, name: str, count: int, answer: str, level: int | None) -> None:
@@ -358,7 +358,7 @@ def test_wilson_covers_as_often_as_it_says() -> None:
         coverage.append(inside)
     assert np.mean(coverage) == pytest.approx(0.95, abs=0.01)
     assert wilson(0, 10)[0] == 0
-    assert wilson(1, 10)[1] == 1
+    assert wilson(1, 10)[1] == pytest.approx(1)
 
 
 def test_a_comparison_is_paired() -> None:
@@ -491,36 +491,42 @@ def test_bad_arguments_of_evaluate(grader: ft.reasoning.Grader) -> None:
     assert llm.asked == []
 
 
-def easy_problems(directory: Path) -> dict[str, Path]:
-    """SVAMP and MultiArith where the data folder is there, else sums of our own."""
+def easy_problems(directory: Path) -> dict[str, list[ft.reasoning.Item]]:
+    """Eight of SVAMP and of MultiArith, of which SmolLM2 can do one or two; else sums of our own."""
     from conftest import DATA
 
-    sets = {name: DATA / "eval" / f"{name}.jsonl" for name in ("svamp_test", "multiarith")}
-    if all(path.exists() for path in sets.values()):
-        return sets
-    return {"sums": write(directory / "sums.jsonl", *({"problem": text, "answer": gold} for text, gold in SUMS))}
+    sets = {"svamp_test": slice(30, 38), "multiarith": slice(0, 8)}
+    paths = {name: DATA / "eval" / f"{name}.jsonl" for name in sets}
+    if not all(path.exists() for path in paths.values()):
+        sets, paths = {"sums": slice(None)}, {"sums": sums(directory)}
+    return {name: ft.reasoning.read_items(paths[name])[part] for name, part in sets.items()}
 
 
 @pytest.mark.usefixtures("smollm2")
 def test_smollm2_on_easy_sums(tmp_path: Path, grader: ft.reasoning.Grader) -> None:
     llm = ft.LLM("smollm2-135m", context=512, speculation=None)
-    params = ft.SamplingParams(max_tokens=128)
-    right, plain_tokens, concise_tokens = 0, 0.0, 0.0
-    for name, path in easy_problems(tmp_path).items():
-        plain = ft.reasoning.evaluate(llm, path, params, limit=16, grader=grader)
-        concise = ft.reasoning.evaluate(llm, path, params, limit=16, concise=True, grader=grader)
-        again = ft.reasoning.evaluate(llm, path, params, limit=16, grader=grader)
+    params = ft.SamplingParams(max_tokens=80)
+    for name, items in easy_problems(tmp_path).items():
+        plain, concise, again = (
+            ft.reasoning.evaluate(llm, items, params, concise=wish, grader=grader) for wish in (False, True, True)
+        )
         # Two runs give the same answers, so the same figures.
-        assert [replace(row, cpu_seconds=0.0) for row in plain.answers] == [
+        assert [replace(row, cpu_seconds=0.0) for row in concise.answers] == [
             replace(row, cpu_seconds=0.0) for row in again.answers
         ]
-        assert plain.outcomes["failed"] == concise.outcomes["failed"] == 0
-        assert all(row.truncated == (row.answer_tokens == 128) for row in plain.answers), name
-        assert all(row.outcome != "right" for row in plain.answers if row.truncated and "boxed" not in row.text)
-        right += plain.outcomes["right"] + concise.outcomes["right"]
-        plain_tokens, concise_tokens = plain_tokens + plain.mean_tokens, concise_tokens + concise.mean_tokens
-    assert right > 0
-    assert concise_tokens < plain_tokens
+        assert concise.outcomes["right"] > 0, name
+        assert concise.mean_tokens < plain.mean_tokens, name
+        for row in (*plain.answers, *concise.answers):
+            assert row.outcome != "failed"
+            assert row.truncated == (row.answer_tokens == 80)
+            assert not row.truncated or row.outcome == "unanswered" or "boxed" in row.text
+    # Alone an answer is the same as among others.
+    alone = ft.reasoning.evaluate(llm, items[2:3], params, concise=True, grader=grader)
+    assert alone.answers[0].text == concise.answers[2].text
+
+
+def sums(directory: Path) -> Path:
+    return write(directory / "sums.jsonl", *({"problem": text, "answer": gold} for text, gold in SUMS))
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -530,7 +536,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.usefixtures("smollm2")
 def test_the_command_line(tmp_path: Path) -> None:
-    data = write(tmp_path / "sums.jsonl", *({"problem": text, "answer": gold} for text, gold in SUMS))
+    data = sums(tmp_path)
     out, plot = tmp_path / "report.json", tmp_path / "plot.png"
     common = ("smollm2-135m", "--data", data, "-n", 64, "--context", 256)
     result = command(*common, "--out", out, "--plot", plot, "--price", "output_per_million=0.5")

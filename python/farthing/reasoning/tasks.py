@@ -17,8 +17,8 @@ __all__ = ["CONCISE", "PLAIN", "TASKS", "Item", "question", "read_items"]
 # Our own wording. Which concise one, was chosen on training items of GSM8K alone (`benches/reasoning.py`).
 PLAIN = "Solve this problem step by step. Put the final answer in \\boxed{}."
 CONCISE = (
-    "Solve this problem step by step, concisely: only the key steps, no headings, no code. Put the final answer in"
-    " \\boxed{}."
+    "Solve this problem. Write one short line with its calculation for each step and nothing else, then the final"
+    " answer in \\boxed{}."
 )
 
 
