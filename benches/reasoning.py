@@ -1,11 +1,12 @@
 r"""GSM8K answered with fewer tokens: accuracy against tokens, graded end to end, paired with no control.
 
-``python -m benches.reasoning [--model FILE] [--out DIRECTORY] [--items 400] [--ways NAME ...] [--tune] [--check 16]``
+``python -m benches.reasoning [test | tune | difficulty] [--model FILE] [--out DIRECTORY] [--items 400] [--check 16]``
 
 Every way answers the same problems greedily, a shuffled head of GSM8K's test set (Cobbe et al., 2021). Tokens are all
 that is computed behind the prompt: thinking, answer, forced text and probes. Answers are appended to a file as they
-come, so a run that was stopped goes on where it was; what has been answered is only read. ``--tune`` puts wordings of a
-concise prompt and settings of policies to *training* items: what the test set sees is chosen there.
+come, so a run that was stopped goes on where it was; what has been answered is only read. ``tune`` puts wordings of a
+concise prompt and settings of policies to *training* items: what the test set sees is chosen there. ``difficulty`` is
+the curves of truncation levels and of self-consistency that stops early.
 ``--check`` answers the first problems of each way again and fails if one answer differs.
 """
 
@@ -16,16 +17,20 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import farthing as ft
 from farthing.reasoning.comparison import compare, plot, table
+from farthing.reasoning.consistency import Consensus, self_consistency
 from farthing.reasoning.evaluation import answers
+from farthing.reasoning.grading import Grade
+from farthing.reasoning.levels import truncation_levels
 from farthing.reasoning.report import Answer, Report, answer_of
-from farthing.reasoning.tasks import CONCISE, PLAIN, Item, read_items
+from farthing.reasoning.tasks import CONCISE, PLAIN, Item, question, read_items
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FARTHING_DATA", ROOT.parent / "shared" / "data"))
@@ -61,14 +66,72 @@ WORDINGS = {
 
 @dataclass(frozen=True)
 class Way:
-    """A prompt, and how thinking is controlled."""
+    """A prompt, and how an answer is drawn."""
 
     instruction: str
-    options: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def answer(self, llm: ft.LLM, items: list[Item], most: int, grader: ft.reasoning.Grader) -> Iterator[Answer]:
+        params = ft.SamplingParams(max_tokens=most, **self.options)
+        return answers(llm, items, params, grader, instruction=self.instruction)
+
+    def ask(self, item: Item) -> list[dict[str, str]]:
+        return [{"role": "user", "content": question(item, self.instruction)}]
 
 
-TEST = {"no control": Way(PLAIN, {}), "concise prompt": Way(CONCISE, {})}
-TRAIN = {"no control": Way(PLAIN, {})} | {name: Way(text, {}) for name, text in WORDINGS.items()}
+@dataclass(frozen=True)
+class Levels(Way):
+    """Truncation levels: probed at each, ended where ``agree`` probes in a row agree."""
+
+    agree: int = 2
+
+    def answer(self, llm: ft.LLM, items: list[Item], most: int, grader: ft.reasoning.Grader) -> Iterator[Answer]:
+        levels = [level for level in (48, 72, 108, 162, 243, 364) if level < most] + [most]
+        for begin in range(0, len(items), 16):
+            some = items[begin : begin + 16]
+            for item, settled in zip(
+                some, truncation_levels(llm, [self.ask(item) for item in some], levels, agree=self.agree), strict=True
+            ):
+                grade = grader.grade(item.answer, settled.text, truncated=settled.truncated).result()
+                yield counted(
+                    item, grade, settled.text, settled.thinking_tokens, settled.probe_tokens, settled.truncated
+                )
+
+
+@dataclass(frozen=True)
+class Samples(Way):
+    """Self-consistency that stops when decided, or under ``agree`` when likely enough."""
+
+    samples: int = 5
+    agree: float | None = None
+
+    def answer(self, llm: ft.LLM, items: list[Item], most: int, grader: ft.reasoning.Grader) -> Iterator[Answer]:
+        params = ft.SamplingParams(max_tokens=most, temperature=0.7, top_p=0.95, seed=0)
+
+        def consensus(item: Item) -> Consensus:
+            return self_consistency(llm, self.ask(item), self.samples, params, agree=self.agree, together=2)
+
+        with ThreadPoolExecutor(8) as threads:  # so that the engine has 16 sequences
+            for item, found in zip(items, threads.map(consensus, items), strict=True):
+                text = "" if found.answer is None else f"\\boxed{{{found.answer}}}"
+                cut = found.answer is None
+                yield counted(item, grader.grade(item.answer, text).result(), text, found.tokens, 0, cut)
+
+
+def counted(item: Item, grade: Grade, text: str, written: int, probes: int, truncated: bool) -> Answer:
+    return Answer(item.id, 0, item.level, grade.outcome, grade.error, truncated, text, 0, 0, written, 0, probes, 0.0)
+
+
+TEST = {"no control": Way(PLAIN), "concise prompt": Way(CONCISE)}
+TRAIN = {"no control": Way(PLAIN)} | {name: Way(text) for name, text in WORDINGS.items()}
+# Computation by difficulty: two curves of accuracy against tokens, both lossy.
+DIFFICULTY = (
+    TEST
+    | {f"levels, {agree} agree": Levels(CONCISE, agree=agree) for agree in (1, 2, 3)}
+    | {f"{count} samples": Samples(CONCISE, samples=count) for count in (3, 5, 9)}
+    | {f"9 samples, posterior {agree}": Samples(CONCISE, samples=9, agree=agree) for agree in (0.8, 0.95)}
+)
+SETS = {"test": TEST, "tune": TRAIN, "difficulty": DIFFICULTY}
 
 
 def problems(split: str, count: int) -> list[Item]:
@@ -113,7 +176,8 @@ class Runs:
         rows = tuple(found[item.id] for item in items if item.id in found)
         return Report(name, rows, self.settings) if rows else None
 
-    def answer(self, way: Way, items: list[Item], grader: ft.reasoning.Grader) -> Iterator[Answer]:
+    @property
+    def llm(self) -> ft.LLM:
         if self._llm is None:
             self._llm = ft.LLM(
                 self.model,
@@ -123,8 +187,10 @@ class Runs:
                 context=2048,
                 speculation=None,
             )
-        params = ft.SamplingParams(max_tokens=self.settings["max_tokens"], **way.options)
-        return answers(self._llm, items, params, grader, instruction=way.instruction)
+        return self._llm
+
+    def answer(self, way: Way, items: list[Item], grader: ft.reasoning.Grader) -> Iterator[Answer]:
+        return way.answer(self.llm, items, self.settings["max_tokens"], grader)
 
     def run(self, name: str, way: Way, items: list[Item], grader: ft.reasoning.Grader) -> None:
         """Answers what is not recorded yet."""
@@ -155,23 +221,23 @@ class Runs:
 def main() -> None:
     """Reads the arguments, measures, prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("set", nargs="?", default="test", choices=list(SETS))
     parser.add_argument("--model", type=Path, default=Path(os.environ.get("FARTHING_MODELS", "")) / MODEL)
     parser.add_argument("--out", type=Path, default=Path("reasoning-runs"), help="where answers are kept")
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--ways", nargs="+", help="only these")
-    parser.add_argument("--tune", action="store_true", help="wordings and settings, on training items")
     parser.add_argument("--check", type=int, default=0, help="answer so many problems of each way again")
     parser.add_argument("--read", action="store_true", help="answer nothing, show what is recorded")
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    ways = TRAIN if arguments.tune else TEST
+    ways = SETS[arguments.set]
     if unknown := set(arguments.ways or []) - set(ways):
         parser.error(f"--ways: got {', '.join(sorted(unknown))}, expected any of {', '.join(ways)}")
     chosen = {name: way for name, way in ways.items() if not arguments.ways or name in arguments.ways}
-    split = "train" if arguments.tune else "test"
+    split = "train" if arguments.set == "tune" else "test"
     items = problems(split, arguments.items)
-    runs = Runs(arguments.out / split, arguments.model, arguments.max_tokens, arguments.threads)
+    runs = Runs(arguments.out / arguments.set, arguments.model, arguments.max_tokens, arguments.threads)
     if not arguments.read:
         with ft.reasoning.Grader(workers=1, seconds=60) as grader:
             # In blocks, so that a run that is stopped leaves all ways equally far.
