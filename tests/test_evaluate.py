@@ -117,7 +117,7 @@ def test_the_public_files_are_read_whole(data: Path, name: str, count: int, answ
         (b'{"question": "q", "answer": "#### "}', "behind ####"),
         (
             b'{"question": "q", "answer": "#### 1"}\n{"problem": "p", "answer": "1"}',
-            "line 2: .*expected text, as gsm8k",
+            "line 2: answer: got .1., expected one behind ####",
         ),
     ],
 )
