@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import hf, llama_cpp, moe, nn, speculative, vllm
+    from . import hf, llama_cpp, moe, nn, reasoning, speculative, vllm
     from ._core import __version__
     from .completion import Completion, Stream, TokenLogprobs
     from .errors import FarthingError, FormatError, ModelNotFoundError, UnsupportedError
@@ -46,6 +46,7 @@ __all__ = [
     "moe",
     "nn",
     "quantize",
+    "reasoning",
     "show_versions",
     "speculative",
     "vllm",
@@ -71,7 +72,7 @@ _HOMES = {
     "show_versions": "versions",
 }
 # Rooms of their own; `hf` and `nn` import torch.
-_PACKAGES = ("hf", "llama_cpp", "moe", "nn", "speculative", "vllm")
+_PACKAGES = ("hf", "llama_cpp", "moe", "nn", "reasoning", "speculative", "vllm")
 
 
 def __getattr__(name: str) -> Any:
