@@ -1,12 +1,12 @@
 """`linear_divergence` beside naive torch, TRL's chunked kernel and Liger's chunked loss: time and memory of one step.
 
-``python -m benches.divergence [--rows 256] [--vocabulary 150000] [--width 1024] [--rounds 5] [--dtypes float32 bfloat16]``
+``python -m benches.divergence [--rows 256] [--vocabulary 150000] [--width 1024] [--rounds 5] [--dtypes bfloat16]``
 
 A step is the reverse KL of N rows from a teacher with a head of its own, forward and backward, with the head frozen or
 trained. Rows are peaked as language models are (the likeliest token has about 0.78). Losses and gradients of every way
-are checked against naive torch first. Rounds run every way once; figures are medians. Memory is the highest resident set of a
-step beyond what is resident when it is done (inputs, heads and their gradients). TRL and Liger take part where they are
-installed (``pip install --no-deps trl liger-kernel``).
+are checked against naive torch first. Rounds run every way once; figures are medians. Memory is the highest resident
+set of a step beyond what is resident when it is done (inputs, heads and their gradients). TRL and Liger take part where
+they are installed (``pip install --no-deps trl liger-kernel``).
 """
 
 from __future__ import annotations
@@ -178,9 +178,11 @@ def table(step: Step, trained: bool, rounds: int) -> None:
     base, base_bytes = (median(column) for column in zip(*figures["naive torch"], strict=True))
     for name, runs in figures.items():
         seconds, extra = (median(column) for column in zip(*runs, strict=True))
-        print(
-            f"  {name:22} {seconds * 1e3:7.0f} ms  {seconds / base:5.2f}x   {extra / 1e6:7.0f} MB  {extra / base_bytes:5.2f}x"
+        time, space = (
+            f"{seconds * 1e3:7.0f} ms  {seconds / base:5.2f}x",
+            f"{extra / 1e6:7.0f} MB  {extra / base_bytes:5.2f}x",
         )
+        print(f"  {name:22} {time}   {space}", flush=True)
     step.clear()
 
 
