@@ -5,7 +5,7 @@
 
 The model is a checkpoint of transformers (floats) with a chat template; the data folder holds ``gsm8k_train.jsonl`` and
 ``gsm8k_test.jsonl``. Answers while training come from farthing's engine, from a copy of the weights that is renewed
-every ``--fresh`` steps. The run can be stopped at any time and goes on where it was saved. At the end the test questions
+every ``--fresh`` steps. The run can be stopped at any time and goes on where it was saved. Then the test questions
 are answered greedily by the model as it was, by the same with the concise prompt alone, and by the trained one; a table
 goes to ``report.json`` and to the screen. Intervals are of paired differences, by bootstrap.
 """

@@ -146,22 +146,22 @@ def test_filtered_gradients_stay_within_the_bound():
     top = number((hidden @ head.t()).softmax(-1).amax(-1).mean())
     assert 0.6 < top < 0.9
     results = {}
-    for threshold in (0.0, 1e-4, 1e-3):
+    for threshold in (0.0, 1e-3, 1e-2):
         leaves = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
-        found = linear_divergence(*leaves, teacher, teacher_head, filter=threshold, row_block=32)
+        found = linear_divergence(*leaves, teacher, teacher_head, filter=threshold, row_block=16)
         found.loss.backward()
         results[threshold] = (found, *(leaf.grad for leaf in leaves))
     exact, of_hidden, of_head = results[0.0]
     assert exact.columns == 1.0
     assert number(exact.bound.max()) == 0.0
-    for threshold in (1e-4, 1e-3):
+    for threshold in (1e-3, 1e-2):
         found, rows, columns = results[threshold]
         assert number(found.loss) == number(exact.loss)
         assert 0.0 < found.columns < 0.25
         distance = (rows - of_hidden).norm(dim=1)
         assert number(distance.max()) > 0.0
         assert bool((distance <= found.bound + 1e-7).all())
-        assert number((columns - of_head).norm() / of_head.norm()) < 30 * threshold
+        assert number((columns - of_head).norm() / of_head.norm()) < 0.3
 
 
 def test_a_filter_that_would_keep_much_is_exact():

@@ -50,6 +50,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "route",
+    "row_divergences",
     "self_tests",
     "share_threads",
     "token_weights",

@@ -59,8 +59,9 @@ class Divergence:
         """
         if self._weight is None or not bool(self.dropped.any()):
             return torch.zeros_like(self.dropped)
-        norms = (part.float().norm(dim=1).max() for part in self._weight.split(_TILE))
-        return self.dropped * torch.stack(list(norms)).max().to(self.dropped)
+        tiles = (self._weight[start : start + _TILE] for start in range(0, len(self._weight), _TILE))
+        norms = [torch.linalg.vector_norm(tile.float(), dim=1).max() for tile in tiles]
+        return self.dropped * torch.stack(norms).max().to(self.dropped)
 
 
 class _Side(NamedTuple):
@@ -276,11 +277,12 @@ def _empty(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(np.empty((rows, columns), np.float64 if dtype == torch.float64 else np.float32))
 
 
-def _zeros(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+def _zeros(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Zeros whose pages come into being when they are written."""
+    shape = tuple(like.shape)
     if dtype == torch.bfloat16:
-        return torch.from_numpy(np.zeros((rows, columns), np.uint16)).view(dtype)
-    return torch.from_numpy(np.zeros((rows, columns), np.float64 if dtype == torch.float64 else np.float32))
+        return torch.from_numpy(np.zeros(shape, np.uint16)).view(dtype)
+    return torch.from_numpy(np.zeros(shape, np.float64 if dtype == torch.float64 else np.float32))
 
 
 def _numbers(side: _Side | None, temperature: float) -> tuple[Any, float, float | None, float]:
@@ -330,7 +332,10 @@ class _Linear(torch.autograd.Function):
         head = student.weight.detach().to(dtype)
         active = row_weight != 0
         every = bool(active.all())
-        of = (lambda x: x) if every else (lambda x: x[active])
+
+        def of(x: torch.Tensor) -> torch.Tensor:
+            return x if every else x[active]
+
         states, weights = of(hidden.detach()), of(row_weight)
         count, tokens = len(states), len(head)
         teacher_states = teacher_head = None
@@ -407,7 +412,7 @@ class _Linear(torch.autograd.Function):
         return loss, divergence, entropy, dropped, counts
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         return (*_scaled(ctx.saved_tensors, upstream), None, None, None, None, None)
 
@@ -442,7 +447,7 @@ class _Logits(torch.autograd.Function):
         return loss, divergence, entropy, counts
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         return (*_scaled(ctx.saved_tensors, upstream), None, None, None)
 
@@ -477,13 +482,13 @@ class _WeightGradient:
         tokens = slopes.shape[1]
         if slopes.dtype == self.dtype and (self.single or self.dtype == self.wide):
             if self.total is None:
-                self.total = _zeros(*self.weight.shape, self.dtype)
+                self.total = _zeros(self.weight, self.dtype)
                 torch.mm(slopes.t(), states, out=self.total[:tokens])
             else:
                 self.total[:tokens].addmm_(slopes.t(), states)
             return
         if self.total is None:
-            self.total = _zeros(*self.weight.shape, self.wide)
+            self.total = _zeros(self.weight, self.wide)
         states = states.to(self.wide)
         for start in range(0, tokens, _TILE):
             tile = slice(start, min(start + _TILE, tokens))
@@ -502,10 +507,10 @@ class _WeightGradient:
                 product = slopes.t() @ states.to(slopes.dtype)
                 some.index_add_(0, torch.searchsorted(union, columns), product.to(self.wide))
             if self.total is None:
-                self.total = _zeros(*self.weight.shape, self.dtype)
+                self.total = _zeros(self.weight, self.dtype)
                 self.total[union] = some.to(self.dtype)
             else:
                 self.total.index_add_(0, union, some.to(self.total.dtype))
         if self.total is None:
-            self.total = _zeros(*self.weight.shape, self.dtype)
+            self.total = _zeros(self.weight, self.dtype)
         return self.total.to(self.dtype)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .divergence import linear_divergence, logits_divergence
+from .divergence import Divergence, linear_divergence, logits_divergence
 
 __all__ = ["DIFFICULTY_AWARE", "UNIFORM", "PromptPair", "Schedule", "States", "chat_pairs", "opsdc_loss"]
 
@@ -240,17 +240,24 @@ def _sampled(
         tokens = torch.where(weights == 0, 0, tokens)
         ones = (weights != 0).double()
 
-        def surprisal(side: States, row_weight: torch.Tensor) -> Any:
+        def surprisal(side: States, row_weight: torch.Tensor) -> Divergence:
             hidden, weight, bias, scale, softcap = side
-            options = {"bias": bias, "scale": scale, "softcap": softcap, "filter": filter, "valid_vocab": valid}
             return linear_divergence(
-                hidden, weight, row_weight=row_weight, labels=tokens, kind="cross_entropy", **options
+                hidden,
+                weight,
+                row_weight=row_weight,
+                labels=tokens,
+                kind="cross_entropy",
+                bias=bias,
+                scale=scale,
+                softcap=softcap,
+                filter=filter,
+                valid_vocab=valid,
             )
 
         with torch.no_grad():
             ratio = surprisal(others, ones).rows - surprisal(rows, ones).rows
-        loss: torch.Tensor = surprisal(rows, -(weights * ratio)).loss
-        return loss
+        return surprisal(rows, -(weights * ratio)).loss
     if isinstance(rows, States) or isinstance(others, States):
         raise ValueError("expected logits on both sides, or States on both")
     wide = torch.promote_types(rows.dtype, torch.float32)

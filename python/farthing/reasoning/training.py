@@ -176,7 +176,7 @@ class Opsdc:
             if self.estimator == "sampled":
                 tokens = torch.tensor([token for _, _, answer in pairs for token in answer])
                 loss = opsdc_loss(student, teacher, estimator="sampled", token_ids=tokens, filter=self.filter)
-                (loss * (rows / total)).backward()
+                (loss * (rows / total)).backward()  # type: ignore[no-untyped-call]
                 return float(loss.detach()) * rows / total, 0.0, 0
             found = linear_divergence(
                 student.hidden,
@@ -195,7 +195,7 @@ class Opsdc:
                 filter=self.filter,
                 valid_vocab=min(len(student.weight), len(teacher.weight)),
             )
-        found.loss.backward()
+        found.loss.backward()  # type: ignore[no-untyped-call]
         return float(found.loss.detach()), float(found.entropy.sum()) / total, found.clamped
 
     def state_dict(self) -> dict[str, Any]:
