@@ -1,8 +1,17 @@
-"""Fewer tokens: effort that is honoured, and models that are trained to need fewer."""
+"""Fewer tokens: effort that is honoured, what it costs in accuracy, and models trained to need fewer."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from .comparison import Comparison, compare, plot
+from .consistency import Consensus, self_consistency
+from .evaluation import evaluate
+from .grading import Grade, Grader
+from .interpolation import interpolate
+from .levels import Settled, truncation_levels
+from .report import Answer, Report
+from .tasks import Item, question, read_items
 
 if TYPE_CHECKING:
     from .divergence import Divergence, linear_divergence, logits_divergence
@@ -13,22 +22,38 @@ if TYPE_CHECKING:
 __all__ = [
     "DIFFICULTY_AWARE",
     "UNIFORM",
+    "Answer",
+    "Comparison",
+    "Consensus",
     "Divergence",
     "EngineRollouts",
+    "Grade",
+    "Grader",
+    "Item",
     "Opsdc",
     "PromptPair",
+    "Report",
     "Schedule",
+    "Settled",
     "States",
     "StepReport",
     "TransformersRollouts",
     "chat_pairs",
+    "compare",
+    "evaluate",
+    "interpolate",
     "linear_divergence",
     "logits_divergence",
     "opsdc_loss",
+    "plot",
+    "question",
+    "read_items",
+    "self_consistency",
+    "truncation_levels",
 ]
 
 # Training needs torch, which is not imported before it is used.
-_HOMES = {
+_TORCH = {
     "DIFFICULTY_AWARE": "opsdc",
     "UNIFORM": "opsdc",
     "Divergence": "divergence",
@@ -49,8 +74,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name in _HOMES:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _TORCH:
+        value = getattr(import_module(f".{_TORCH[name]}", __name__), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
