@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .divergence import Divergence, linear_divergence, logits_divergence
+from .tasks import PLAIN
 
 __all__ = ["DIFFICULTY_AWARE", "UNIFORM", "PromptPair", "Schedule", "States", "chat_pairs", "opsdc_loss"]
 
-_ANSWER = 'The last line must be "Answer: " followed by the final answer alone.'
 _UNIFORM = (
     "Be brief and be right. Write only the steps that the result rests on: no introduction, no repetition, "
     "no comments on your own work."
@@ -27,6 +27,7 @@ _DIFFICULTY = (
     "takes several steps, keep each step that the result depends on, every case and exception, and one short check at "
     "the end."
 )
+_BOX = " Put the final answer in \\boxed{}."
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,10 @@ class PromptPair:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected a text with {{question}} in it")
 
 
-_PLAIN = f"Solve the following problem step by step. {_ANSWER}\n\n{{question}}"
-
 #: The teacher is to be brief everywhere. Compresses most, and loses accuracy on hard problems.
-UNIFORM = PromptPair(_PLAIN, f"{_UNIFORM} {_ANSWER}\n\n{{question}}")
+UNIFORM = PromptPair(f"{PLAIN}\n\n{{question}}", f"{_UNIFORM}{_BOX}\n\n{{question}}")
 #: The teacher is to be brief where the problem is easy. The safe choice.
-DIFFICULTY_AWARE = PromptPair(_PLAIN, f"{_UNIFORM}{_DIFFICULTY} {_ANSWER}\n\n{{question}}")
+DIFFICULTY_AWARE = PromptPair(UNIFORM.student, f"{_UNIFORM}{_DIFFICULTY}{_BOX}\n\n{{question}}")
 
 
 def chat_pairs(
