@@ -1,4 +1,4 @@
-"""Fewer tokens: effort that is honoured, and what it costs in accuracy."""
+"""Fewer tokens: effort that is honoured, what it costs in accuracy, and models trained to need fewer."""
 
 from __future__ import annotations
 
@@ -8,28 +8,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparison import Comparison, compare, plot
     from .consistency import Consensus, self_consistency
+    from .divergence import Divergence, linear_divergence, logits_divergence
     from .effort import EFFORTS, EffortPlan, resolve_effort
     from .evaluation import evaluate
     from .grading import Grade, Grader
     from .interpolation import interpolate
     from .levels import Settled, truncation_levels
+    from .opsdc import DIFFICULTY_AWARE, UNIFORM, PromptPair, Schedule, States, chat_pairs, opsdc_loss
     from .report import Answer, Report
+    from .rollouts import EngineRollouts, TransformersRollouts
     from .tasks import Item, question, read_items
+    from .training import Opsdc, StepReport
 
 __all__ = [
+    "DIFFICULTY_AWARE",
     "EFFORTS",
+    "UNIFORM",
     "Answer",
     "Comparison",
     "Consensus",
+    "Divergence",
     "EffortPlan",
+    "EngineRollouts",
     "Grade",
     "Grader",
     "Item",
+    "Opsdc",
+    "PromptPair",
     "Report",
+    "Schedule",
     "Settled",
+    "States",
+    "StepReport",
+    "TransformersRollouts",
+    "chat_pairs",
     "compare",
     "evaluate",
     "interpolate",
+    "linear_divergence",
+    "logits_divergence",
+    "opsdc_loss",
     "plot",
     "question",
     "read_items",
@@ -38,13 +56,16 @@ __all__ = [
     "truncation_levels",
 ]
 
-# Nothing is imported before it is used: every `SamplingParams` comes by here.
+# Nothing is imported before it is used: every `SamplingParams` comes by here, and training needs torch.
 _HOMES = {
     "Comparison": "comparison",
     "compare": "comparison",
     "plot": "comparison",
     "Consensus": "consistency",
     "self_consistency": "consistency",
+    "Divergence": "divergence",
+    "linear_divergence": "divergence",
+    "logits_divergence": "divergence",
     "EFFORTS": "effort",
     "EffortPlan": "effort",
     "resolve_effort": "effort",
@@ -54,11 +75,22 @@ _HOMES = {
     "interpolate": "interpolation",
     "Settled": "levels",
     "truncation_levels": "levels",
+    "DIFFICULTY_AWARE": "opsdc",
+    "UNIFORM": "opsdc",
+    "PromptPair": "opsdc",
+    "Schedule": "opsdc",
+    "States": "opsdc",
+    "chat_pairs": "opsdc",
+    "opsdc_loss": "opsdc",
     "Answer": "report",
     "Report": "report",
+    "EngineRollouts": "rollouts",
+    "TransformersRollouts": "rollouts",
     "Item": "tasks",
     "question": "tasks",
     "read_items": "tasks",
+    "Opsdc": "training",
+    "StepReport": "training",
 }
 
 
