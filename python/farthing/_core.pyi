@@ -56,6 +56,7 @@ __all__ = [
     "quantize",
     "rms_norm",
     "route",
+    "row_divergences",
     "self_tests",
     "share_threads",
     "token_weights",
@@ -111,6 +112,24 @@ def from_parts(
 def matmul_together(x: Any, matrices: Sequence[PackedMatrix], biases: Sequence[Any]) -> list[Any]: ...
 def matmul_gated(x: Any, gate: PackedMatrix, up: PackedMatrix, down: PackedMatrix, activation: str) -> Any: ...
 def share_threads() -> bool: ...
+def row_divergences(
+    student: npt.NDArray[Any],
+    teacher: npt.NDArray[Any] | None,
+    labels: npt.NDArray[np.int64] | None,
+    weights: npt.NDArray[np.float64],
+    *,
+    kind: str,
+    beta: float,
+    of_student: tuple[npt.NDArray[np.float64] | None, float, float | None, float],
+    of_teacher: tuple[npt.NDArray[np.float64] | None, float, float | None, float],
+    threshold: float | None,
+) -> tuple[
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.int64],
+]: ...
 def rms_norm(x: Any, weight: Any, eps: float) -> Any: ...
 def route(
     x: Any,

@@ -2,6 +2,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "Python's arguments arrive by value")]
 
 mod array;
+mod divergence;
 mod dlpack;
 mod drafters;
 mod errors;
@@ -25,6 +26,8 @@ use pyo3::prelude::*;
 /// The Rust side of farthing.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::divergence::row_divergences;
     #[pymodule_export]
     use super::drafters::{Drafter, SuffixCache, SuffixStore};
     #[pymodule_export]
