@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{FarthingError, exception};
 use crate::ledger::{EngineLedger, Ledger};
+use crate::reasoning::Lexicon;
 use crate::reasoning_effort::Dialect;
 use crate::speculation::{Maker, Proposer, SpeculationReport};
 
@@ -326,6 +327,16 @@ impl Llm {
     fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special: bool) -> PyResult<String> {
         let tokenizer = self.0.tokenizer().map_err(exception)?;
         Ok(py.detach(|| tokenizer.decode(&ids, skip_special)))
+    }
+
+    /// The spellings of the vocabulary, special tokens as they are written.
+    fn lexicon(&self, py: Python<'_>) -> PyResult<Lexicon> {
+        py.detach(|| self.0.lexicon()).map(Lexicon).map_err(exception)
+    }
+
+    /// Tokens that end an answer.
+    fn end_tokens(&self) -> Vec<u32> {
+        self.0.end_tokens().to_vec()
     }
 
     fn explain(&self) -> Vec<MatrixReport> {

@@ -17,7 +17,7 @@ use crate::load::text::Text;
 use crate::load::{ChatTemplate, TemplateOptions, Tokenizer};
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
-use crate::reasoning::Dialect;
+use crate::reasoning::{Dialect, Lexicon};
 use crate::speculative::tree::DraftTree;
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
@@ -52,6 +52,7 @@ pub struct Llm {
     notices: Arc<Mutex<Notices>>,
     thread: Option<JoinHandle<()>>,
     text: Text,
+    lexicon: OnceLock<Arc<Lexicon>>,
     config: Config,
     report: Vec<MatrixReport>,
     resident_bytes: u64,
@@ -173,6 +174,7 @@ impl Llm {
             notices,
             thread: Some(thread),
             text,
+            lexicon: OnceLock::new(),
             config,
             report: matrices,
             resident_bytes,
@@ -307,6 +309,17 @@ impl Llm {
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, Error> {
         let missing = || Error::unsupported("text without a tokenizer", "give prompts as token ids");
         self.text.tokenizer.as_ref().ok_or_else(missing)
+    }
+
+    /// The spellings of the vocabulary; made at the first call.
+    pub fn lexicon(&self) -> Result<Arc<Lexicon>, Error> {
+        let tokenizer = self.tokenizer()?;
+        Ok(Arc::clone(self.lexicon.get_or_init(|| Arc::new(Lexicon::of(tokenizer)))))
+    }
+
+    /// Tokens that end an answer.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.text.end_tokens
     }
 
     /// The prompt that the chat template makes of `messages`, ready for [`Prompt::Rendered`].
