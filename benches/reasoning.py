@@ -237,7 +237,7 @@ def main() -> None:
     chosen = {name: way for name, way in ways.items() if not arguments.ways or name in arguments.ways}
     split = "train" if arguments.set == "tune" else "test"
     items = problems(split, arguments.items)
-    runs = Runs(arguments.out / arguments.set, arguments.model, arguments.max_tokens, arguments.threads)
+    runs = Runs(arguments.out / split, arguments.model, arguments.max_tokens, arguments.threads)
     if not arguments.read:
         with ft.reasoning.Grader(workers=1, seconds=60) as grader:
             # In blocks, so that a run that is stopped leaves all ways equally far.
@@ -256,9 +256,9 @@ def main() -> None:
         report.name: report.summary() | ({"against no control": asdict(compare(report, base))} if base else {})
         for report in reports
     }
-    (runs.directory / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (runs.directory / f"{arguments.set}-figures.json").write_text(json.dumps(figures, indent=1) + "\n")
     try:
-        plot(reports, runs.directory / "plot.png")
+        plot(reports, runs.directory / f"{arguments.set}-plot.png")
     except ImportError as error:
         print(f"no plot: {error}")
 

@@ -117,7 +117,7 @@ def test_the_public_files_are_read_whole(data: Path, name: str, count: int, answ
         (b'{"question": "q", "answer": "#### "}', "behind ####"),
         (
             b'{"question": "q", "answer": "#### 1"}\n{"problem": "p", "answer": "1"}',
-            "line 2: .*expected text, as gsm8k",
+            "line 2: answer: got .1., expected one behind ####",
         ),
     ],
 )
@@ -247,6 +247,18 @@ def test_the_exact_path_says_what_math_verify_says() -> None:
         slow = check(gold, [f"\\boxed{{{text}}}"])
         assert slow["error"] is None
         assert slow["right"] == (plain_number(gold) == plain_number(text)), (gold, text)
+
+
+def test_reference_solutions_are_right_and_others_are_not(data: Path, grader: ft.reasoning.Grader) -> None:
+    rows = [
+        json.loads(line) for line in (data / "eval" / "math500_test.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    golds = [row["answer"] for row in rows]
+    own = [grader.grade(gold, row["solution"]) for gold, row in zip(golds, rows, strict=True)]
+    # The next problem's answer is another one, but for a few pairs such as 5 and x=5.
+    next_ones = [grader.grade(gold, row["solution"]) for gold, row in zip(golds[1:], rows, strict=False)]
+    assert {grade.result().outcome for grade in own} == {"right"}
+    assert sum(grade.result().outcome != "wrong" for grade in next_ones) <= 5
 
 
 def test_a_grader_that_hangs_or_dies_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from .ledger import Ledger, from_core
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .reasoning.effort import EffortPlan
+
 __all__ = ["Completion", "Stream", "TokenLogprobs"]
 
 
@@ -41,6 +43,7 @@ class Completion:
         finish_reason: ``stop`` (end token or stop text), ``length`` (max_tokens or end of context), ``cancelled``.
         ledger: what it cost.
         logprobs: one entry per generated token, if asked for.
+        effort: how ``SamplingParams.effort`` was honoured, if it was given.
     """
 
     text: str
@@ -48,6 +51,7 @@ class Completion:
     finish_reason: str
     ledger: Ledger
     logprobs: list[TokenLogprobs] | None = None
+    effort: EffortPlan | None = None
 
 
 class Stream(Iterator[str]):
@@ -56,9 +60,15 @@ class Stream(Iterator[str]):
     Leaving it early cancels the request: ``close()``, the end of a ``with`` block, or garbage collection.
     """
 
-    def __init__(self, core: _core.Stream, progress: Callable[[str, int, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        core: _core.Stream,
+        progress: Callable[[str, int, int], None] | None = None,
+        effort: EffortPlan | None = None,
+    ) -> None:
         self._core = core
         self._progress = progress
+        self._effort = effort
         self._completion: Completion | None = None
 
     @property
@@ -102,13 +112,13 @@ class Stream(Iterator[str]):
         if isinstance(event, str):
             return event
         if isinstance(event, _core.Completion):
-            self._completion = completion(event)
+            self._completion = completion(event, self._effort)
         elif self._progress:
             self._progress("prompt", *event)
         return None
 
 
-def completion(core: _core.Completion) -> Completion:
+def completion(core: _core.Completion, effort: EffortPlan | None = None) -> Completion:
     """The completion from the core's record."""
     logprobs = core.logprobs
     return Completion(
@@ -117,4 +127,5 @@ def completion(core: _core.Completion) -> Completion:
         finish_reason=core.finish_reason,
         ledger=from_core(Ledger, core.ledger),
         logprobs=None if logprobs is None else [TokenLogprobs(*entry) for entry in logprobs],
+        effort=effort,
     )

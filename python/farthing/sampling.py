@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _core
 from .errors import UnsupportedError
+from .reasoning.effort import EFFORTS, EffortPlan
 
 __all__ = ["SamplingParams"]
 
@@ -30,12 +31,13 @@ class SamplingParams:
         stop: text or texts the answer ends before.
         ignore_eos: go on after the model's end token.
         logprobs: report the log-probability of each drawn token and of this many likeliest ones, 0 to 20.
-        effort: None; reasoning effort needs a model room that is not built yet.
-        thinking_budget: None; likewise.
+        effort: how much the model thinks: none, minimal, low, medium, high, xhigh or max, or a plan that
+            `farthing.reasoning.resolve_effort` made. For conversations only: it is the chat template that is told.
+        thinking_budget: None; bound the answer by max_tokens.
 
     Raises:
         ValueError: names the argument, what it got and what it expected.
-        UnsupportedError: ``effort`` or ``thinking_budget`` was given.
+        UnsupportedError: ``thinking_budget`` was given.
     """
 
     max_tokens: int = 64
@@ -50,16 +52,18 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
-    effort: None = None
-    thinking_budget: None = None
+    effort: str | EffortPlan | None = None
+    thinking_budget: int | None = None
     _core: _core.Sampling = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("effort", "thinking_budget"):
-            if (got := getattr(self, name)) is not None:
-                raise UnsupportedError(
-                    f"{name}={got!r} is not supported; leave it None and bound the answer by max_tokens"
-                )
+        if self.thinking_budget is not None:
+            raise UnsupportedError(
+                f"thinking_budget={self.thinking_budget!r} is not supported; leave it None and bound the answer by "
+                "max_tokens"
+            )
+        if not (self.effort is None or isinstance(self.effort, EffortPlan) or self.effort in EFFORTS):
+            raise ValueError(f"effort: got {self.effort!r}, expected one of {', '.join(EFFORTS)}, or an EffortPlan")
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos: got {self.ignore_eos!r}, expected True or False")
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

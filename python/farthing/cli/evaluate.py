@@ -15,10 +15,8 @@ REASONING = "Reasoning"
 
 
 def evaluate(
+    data: Annotated[Path, typer.Option("--data", "-d", help="Problems and answers, one JSON object a line.")],
     model: opt.Model = "smollm2-135m",
-    data: Annotated[
-        Path | None, typer.Option("--data", "-d", help="Problems and answers, one JSON object a line (required).")
-    ] = None,
     task: Annotated[
         str, typer.Option(help="How to read them: auto, gsm8k, math500, svamp, multiarith or generic.")
     ] = "auto",
@@ -54,8 +52,7 @@ def evaluate(
 ) -> None:
     """Grade a model's answers: accuracy, tokens by difficulty, right answers per thousand tokens, cost.
 
-    Right is what an "Answer:" line or a boxed answer says, symbolically; unanswered and cut-off answers are counted
-    apart.
+    An "Answer:" line or a boxed answer may be right, symbolically; missing and cut-off answers are counted apart.
     """
     from dataclasses import asdict
 
@@ -65,8 +62,6 @@ def evaluate(
     from ..reasoning import plot as draw
     from ..sampling import SamplingParams
 
-    if data is None:
-        raise typer.BadParameter("give the problems: --data FILE", param_hint="--data")
     prices = _prices(price or [])
     # What can fail fails before the model is loaded.
     items, other = read_items(data, task, limit), None if baseline is None else Report.load(baseline)

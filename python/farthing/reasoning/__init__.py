@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .comparison import Comparison, compare, plot
-from .consistency import Consensus, self_consistency
-from .evaluation import evaluate
-from .grading import Grade, Grader
-from .interpolation import interpolate
-from .levels import Settled, truncation_levels
-from .report import Answer, Report
-from .tasks import Item, question, read_items
-
 if TYPE_CHECKING:
+    from .comparison import Comparison, compare, plot
+    from .consistency import Consensus, self_consistency
     from .divergence import Divergence, linear_divergence, logits_divergence
+    from .effort import EFFORTS, EffortPlan, resolve_effort
+    from .evaluation import evaluate
+    from .grading import Grade, Grader
+    from .interpolation import interpolate
+    from .levels import Settled, truncation_levels
     from .opsdc import DIFFICULTY_AWARE, UNIFORM, PromptPair, Schedule, States, chat_pairs, opsdc_loss
+    from .report import Answer, Report
     from .rollouts import EngineRollouts, TransformersRollouts
+    from .tasks import Item, question, read_items
     from .training import Opsdc, StepReport
 
 __all__ = [
     "DIFFICULTY_AWARE",
+    "EFFORTS",
     "UNIFORM",
     "Answer",
     "Comparison",
     "Consensus",
     "Divergence",
+    "EffortPlan",
     "EngineRollouts",
     "Grade",
     "Grader",
@@ -48,34 +51,52 @@ __all__ = [
     "plot",
     "question",
     "read_items",
+    "resolve_effort",
     "self_consistency",
     "truncation_levels",
 ]
 
-# Training needs torch, which is not imported before it is used.
-_TORCH = {
+# Nothing is imported before it is used: every `SamplingParams` comes by here, and training needs torch.
+_HOMES = {
+    "Comparison": "comparison",
+    "compare": "comparison",
+    "plot": "comparison",
+    "Consensus": "consistency",
+    "self_consistency": "consistency",
+    "Divergence": "divergence",
+    "linear_divergence": "divergence",
+    "logits_divergence": "divergence",
+    "EFFORTS": "effort",
+    "EffortPlan": "effort",
+    "resolve_effort": "effort",
+    "evaluate": "evaluation",
+    "Grade": "grading",
+    "Grader": "grading",
+    "interpolate": "interpolation",
+    "Settled": "levels",
+    "truncation_levels": "levels",
     "DIFFICULTY_AWARE": "opsdc",
     "UNIFORM": "opsdc",
-    "Divergence": "divergence",
-    "EngineRollouts": "rollouts",
-    "Opsdc": "training",
     "PromptPair": "opsdc",
     "Schedule": "opsdc",
     "States": "opsdc",
-    "StepReport": "training",
-    "TransformersRollouts": "rollouts",
     "chat_pairs": "opsdc",
-    "linear_divergence": "divergence",
-    "logits_divergence": "divergence",
     "opsdc_loss": "opsdc",
+    "Answer": "report",
+    "Report": "report",
+    "EngineRollouts": "rollouts",
+    "TransformersRollouts": "rollouts",
+    "Item": "tasks",
+    "question": "tasks",
+    "read_items": "tasks",
+    "Opsdc": "training",
+    "StepReport": "training",
 }
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    if name in _TORCH:
-        value = getattr(import_module(f".{_TORCH[name]}", __name__), name)
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,4 +8,5 @@ pub mod ledger;
 pub mod load;
 pub mod model;
 pub mod moe;
+pub mod reasoning;
 pub mod speculative;

@@ -15,6 +15,7 @@ mod matrix;
 mod moe;
 mod plan;
 mod product;
+mod reasoning_effort;
 mod speculation;
 mod speculative_heads;
 mod speculative_verify;
@@ -46,6 +47,8 @@ mod _core {
     use super::plan::{Plan, plan};
     #[pymodule_export]
     use super::product::share_threads;
+    #[pymodule_export]
+    use super::reasoning_effort::{Dialect, EffortPlan};
 
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport};
