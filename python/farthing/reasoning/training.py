@@ -84,6 +84,23 @@ class Opsdc:
 
     Raises:
         UnsupportedError: the model makes logits in a way not known here.
+
+    Example:
+        Self-distillation, then distillation from ``larger``::
+
+            trainer = ft.reasoning.Opsdc(
+                model,
+                ft.reasoning.chat_pairs(tokenizer),
+                ft.reasoning.EngineRollouts(tokenizer),
+                autocast=torch.bfloat16,
+            )
+            for questions in batches:
+                print(trainer.step(questions))
+
+            plain = ft.reasoning.PromptPair("{question}", "{question}")
+            prompts = ft.reasoning.chat_pairs(tokenizer, plain)
+            rollouts = ft.reasoning.EngineRollouts(tokenizer)
+            ft.reasoning.Opsdc(model, prompts, rollouts, teacher=larger, schedule=ft.reasoning.Schedule(None))
     """
 
     def __init__(
