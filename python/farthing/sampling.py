@@ -5,10 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _core
 from .errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .reasoning import Policy
 
 __all__ = ["SamplingParams"]
 
@@ -27,15 +30,20 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens in the answer.
         frequency_penalty: subtracted from the logits of tokens in the answer, times their count.
         seed: noise key, 0 to 2**64 - 1; the same seed gives the same answer to the same prompt; None draws a fresh one.
-        stop: text or texts the answer ends before.
+        stop: text or texts the answer ends before; inside thinking they mean nothing.
         ignore_eos: go on after the model's end token.
         logprobs: report the log-probability of each drawn token and of this many likeliest ones, 0 to 20.
         effort: None; reasoning effort needs a model room that is not built yet.
-        thinking_budget: None; likewise.
+        thinking_budget: most thinking tokens, at least 0, never exceeded by one: then the end of thinking is dictated,
+            after a plain sentence, and the answer follows. Of ``max_tokens``, which counts everything generated, a
+            reserve is kept for the answer (a quarter, at most 256 tokens): thinking ends earlier where that needs it.
+        thinking: a `farthing.reasoning.Policy`: soft budgets, ramps, reserves, bans, markers of one's own. Beside a
+            ``thinking_budget`` it is bounded by that.
 
     Raises:
         ValueError: names the argument, what it got and what it expected.
-        UnsupportedError: ``effort`` or ``thinking_budget`` was given.
+        UnsupportedError: ``effort`` was given. A model without thinking markers raises it for ``thinking_budget`` and
+            for a ``thinking`` that names none.
     """
 
     max_tokens: int = 64
@@ -51,15 +59,13 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     effort: None = None
-    thinking_budget: None = None
+    thinking_budget: int | None = None
+    thinking: Policy | None = None
     _core: _core.Sampling = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("effort", "thinking_budget"):
-            if (got := getattr(self, name)) is not None:
-                raise UnsupportedError(
-                    f"{name}={got!r} is not supported; leave it None and bound the answer by max_tokens"
-                )
+        if self.effort is not None:
+            raise UnsupportedError(f"effort={self.effort!r} is not supported; bound thinking by thinking_budget")
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos: got {self.ignore_eos!r}, expected True or False")
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -78,9 +84,19 @@ class SamplingParams:
             stop=list(stop),
             ignore_eos=self.ignore_eos,
             logprobs=None if self.logprobs is None else integer("logprobs", self.logprobs, 0),
+            thinking=self._policy(),
         )
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "_core", core)
+
+    def _policy(self) -> _core.Policy | None:
+        policy = getattr(self.thinking, "_core", None)
+        if self.thinking is not None and not isinstance(policy, _core.Policy):
+            raise ValueError(f"thinking: got {self.thinking!r}, expected a farthing.reasoning.Policy")
+        if self.thinking_budget is None:
+            return policy
+        budget = integer("thinking_budget", self.thinking_budget, 0, 2**31)
+        return _core.Policy.hard(budget) if policy is None else policy.capped(budget)
 
     def __reduce__(self) -> Any:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_core"}

@@ -79,9 +79,9 @@ def test_parameters_are_values():
     assert "_core" not in repr(params)
 
 
-@pytest.mark.parametrize("option", [{"effort": "high"}, {"thinking_budget": 100}])
+@pytest.mark.parametrize("option", [{"effort": "high"}])
 def test_options_of_later_days_say_what_works(option):
-    with pytest.raises(ft.UnsupportedError, match="leave it None"):
+    with pytest.raises(ft.UnsupportedError, match="thinking_budget"):
         ft.SamplingParams(**option)
 
 
