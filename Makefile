@@ -99,6 +99,12 @@ bench: build $(VENV)/.peers ## measure farthing beside its peers, interleaved in
 soak: build ## the same text with speculation and without, on 200 prompts (needs the evaluation data)
 	$(BIN)/python -m benches.identity
 
+# A checkpoint of floats with a chat template, such as Qwen2.5-Coder-0.5B-Instruct.
+MODEL ?= $(error say which checkpoint to train: make opsdc MODEL=directory)
+.PHONY: opsdc
+opsdc: build ## train MODEL=directory to answer GSM8K in fewer tokens, and measure it (hours; needs the evaluation data)
+	$(BIN)/python -m benches.opsdc --model $(MODEL)
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser, SECONDS_EACH=60 seconds each
 	fuzz/run.sh $(SECONDS_EACH)

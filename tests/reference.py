@@ -110,6 +110,36 @@ def _half_split(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.flo
     return np.ascontiguousarray(np.moveaxis(pairs, 2, 1)).reshape(rows.shape)
 
 
+def gguf_with_other_tokens(path: Path, out: Path, *, merges: int | None = None) -> Path:
+    """The same model with its ids shuffled, and with the first ``merges`` merges only: another vocabulary, that is."""
+    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+
+    reader = GGUFReader(path)
+    count = len(reader.fields["tokenizer.ggml.tokens"].data)
+    # The first ids are special ones, which the metadata names.
+    order = np.concatenate([np.arange(64), 64 + np.random.default_rng(0).permutation(count - 64)])
+    writer = GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = field.contents()
+        if name in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+            value = [value[at] for at in order]
+        if name == "tokenizer.ggml.merges":
+            value = value[:merges]
+        kinds = field.types
+        writer.add_key_value(name, value, kinds[0], kinds[1] if kinds[0] == GGUFValueType.ARRAY else None)
+    for tensor in reader.tensors:
+        rows = tensor.data.reshape(tuple(tensor.data.shape))
+        rows = rows[order] if tensor.name in ("token_embd.weight", "output.weight") else rows
+        writer.add_tensor(tensor.name, np.ascontiguousarray(rows), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
 def gguf_model(path: Path) -> PreTrainedModel:
     """A GGUF file as a transformers model in float32, eager attention. One copy of the weights in memory."""
     import torch

@@ -12,6 +12,7 @@ import farthing as ft
 import numpy as np
 import numpy.typing as npt
 import pytest
+import reference
 import tiny
 from farthing.speculative import DraftModel
 
@@ -172,8 +173,26 @@ def test_a_model_drafts_for_itself(smollm2: Path, plain: list[ft.Completion]) ->
         assert ledger.accepted / ledger.drafted > (0.8 if vocabulary is None else 0.5), str(llm.speculation)
 
 
-def test_a_draft_model_needs_the_same_tokens(smollm2: Path, tiny_directory: Callable[[str], Path]) -> None:
-    with pytest.raises(ft.UnsupportedError, match="another vocabulary"):
+@pytest.mark.parametrize(("merges", "least"), [(None, 0.75), (20_000, 0.3)])
+def test_a_model_with_other_tokens_drafts(
+    smollm2: Path, plain: list[ft.Completion], tmp_path: Path, merges: int | None, least: float
+) -> None:
+    other = reference.gguf_with_other_tokens(smollm2, tmp_path / "other.gguf", merges=merges)
+    tokens = [ft.LLM(path, speculation=None).tokenizer.encode(TEXTS[1]) for path in (smollm2, other)]
+    assert tokens[0] != tokens[1]
+    assert (len(tokens[0]) < len(tokens[1])) == (merges is not None)
+    llm = ft.LLM(smollm2, speculation=DraftModel(other, vocabulary=None), draft_tokens=4, context=512)
+    together = llm.generate(TEXTS, [params(index) for index in range(len(TEXTS))])
+    assert same(together, plain)
+    alone = [llm.generate(text, params(index))[0] for index, text in enumerate(TEXTS)]
+    assert same(alone, plain)
+    for index, answer in enumerate(alone):
+        # Greedy answers are written as text, drawn ones in the tokens that both have.
+        assert answer.ledger.accepted > least * answer.ledger.drafted, (index, str(llm.speculation))
+
+
+def test_a_draft_model_needs_a_tokenizer(smollm2: Path, tiny_directory: Callable[[str], Path]) -> None:
+    with pytest.raises(ft.UnsupportedError, match="a tokenizer missing"):
         ft.LLM(smollm2, speculation=DraftModel(tiny_directory("llama-2")))
     with pytest.raises(ft.UnsupportedError, match="recurrent"):
         ft.LLM(smollm2, speculation=DraftModel(tiny_directory("lfm2")))

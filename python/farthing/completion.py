@@ -13,6 +13,8 @@ from .ledger import Ledger, from_core
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .reasoning.effort import EffortPlan
+
 __all__ = ["Completion", "Stream", "TokenLogprobs"]
 
 
@@ -46,6 +48,7 @@ class Completion:
         thinking_stop: why thinking ended: ``natural`` (the model's end marker), ``budget``, ``grace`` (beyond the
             budget, behind a sentence), ``early_exit``, ``loop``, ``eos_fix`` (the model wanted to end its answer
             there), ``length`` (for the answer's reserve, or nothing more was generated), or None without thinking.
+        effort: how ``SamplingParams.effort`` was honoured, if it was given.
     """
 
     text: str
@@ -55,6 +58,7 @@ class Completion:
     logprobs: list[TokenLogprobs] | None = None
     thinking: str | None = None
     thinking_stop: str | None = None
+    effort: EffortPlan | None = None
 
 
 class Stream(Iterator[str]):
@@ -68,10 +72,12 @@ class Stream(Iterator[str]):
         core: _core.Stream,
         progress: Callable[[str, int, int], None] | None = None,
         on_thinking: Callable[[str], None] | None = None,
+        effort: EffortPlan | None = None,
     ) -> None:
         self._core = core
         self._progress = progress
         self._on_thinking = on_thinking
+        self._effort = effort
         self._completion: Completion | None = None
 
     @property
@@ -115,7 +121,7 @@ class Stream(Iterator[str]):
         if isinstance(event, str):
             return event
         if isinstance(event, _core.Completion):
-            self._completion = completion(event)
+            self._completion = completion(event, self._effort)
         elif len(event) == 1:
             if self._on_thinking:
                 self._on_thinking(event[0])
@@ -124,7 +130,7 @@ class Stream(Iterator[str]):
         return None
 
 
-def completion(core: _core.Completion) -> Completion:
+def completion(core: _core.Completion, effort: EffortPlan | None = None) -> Completion:
     """The completion from the core's record."""
     logprobs = core.logprobs
     return Completion(
@@ -135,4 +141,5 @@ def completion(core: _core.Completion) -> Completion:
         logprobs=None if logprobs is None else [TokenLogprobs(*entry) for entry in logprobs],
         thinking=core.thinking,
         thinking_stop=core.thinking_stop,
+        effort=effort,
     )

@@ -107,7 +107,7 @@ class Ledger(_Table):
         Raises:
             ValueError: an unknown price, or one that is no finite number ≥ 0.
         """
-        return _core.cost(self.prompt_tokens, self.output_tokens, self.cpu_seconds, **_prices(prices))
+        return _core.cost(self.prompt_tokens, self.output_tokens, self.cpu_seconds, **checked_prices(prices))
 
     def _rows(self) -> list[tuple[str, str]]:
         prompt = f"{self.prompt_tokens} tokens" + (f" ({self.cached_tokens} cached)" if self.cached_tokens else "")
@@ -258,7 +258,8 @@ def _per_second(rate: float | None) -> str:
     return "" if rate is None else f", {rate:.1f} tok/s"
 
 
-def _prices(prices: Mapping[str, float]) -> dict[str, float]:
+def checked_prices(prices: Mapping[str, float]) -> dict[str, float]:
+    """All prices, 0 where none is given; ValueError for an unknown name or a number that is no price."""
     for name, price in prices.items():
         if name not in PRICES:
             raise ValueError(f"prices: got {name!r}, expected any of {', '.join(PRICES)}")

@@ -6,17 +6,20 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
 from .completion import Completion, Stream, completion
+from .errors import UnsupportedError
 from .explanation import Explanation
 from .ledger import EngineLedger, from_core
 from .names import locate
+from .reasoning.effort import EffortPlan, resolve_effort
 from .sampling import SamplingParams, integer, number
 from .sizes import byte_count
 from .tokenizer import Tokenizer
@@ -136,7 +139,12 @@ class LLM:
             One completion per prompt, in order.
         """
         many: list[Any] = [prompts] if _is_prompt(prompts) else _list("prompts", prompts)
-        return self._finish([_prompt(prompt) for prompt in many], params, rendered=False)
+        each = _each(params, len(many))
+        for entry in each:
+            _refuse_effort(entry)
+        return self._finish(
+            [_Request(_prompt(prompt), entry) for prompt, entry in zip(many, each, strict=True)], rendered=False
+        )
 
     def chat(
         self,
@@ -155,7 +163,11 @@ class LLM:
             One completion per conversation, in order.
         """
         many: list[Any] = [messages] if _is_conversation(messages) else _list("messages", messages)
-        return self._finish([self.chat_prompt(turns, **variables) for turns in many], params, rendered=True)
+        each = _each(params, len(many))
+        requests = [self._conversation(turns, entry, variables) for turns, entry in zip(many, each, strict=True)]
+        for text in dict.fromkeys(text for request in requests for text in request.warnings):
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return self._finish(requests, rendered=True)
 
     def stream(
         self,
@@ -178,16 +190,20 @@ class LLM:
         Returns:
             An iterator over pieces of the answer's text that then has ``.completion``; closing it cancels the request.
         """
+        checked = _params(params)
         if rendered := _is_conversation(prompt):
-            ready: _Ready = self.chat_prompt(prompt, **variables)
+            request = self._conversation(prompt, checked, variables)
         elif variables:
             raise ValueError(
                 f"stream: got {', '.join(variables)}, expected template variables with a conversation only"
             )
         else:
-            ready = _prompt(prompt)
-        (core,) = self._core.submit([ready], [_params(params)], rendered)
-        return Stream(core, progress, on_thinking)
+            _refuse_effort(checked)
+            request = _Request(_prompt(prompt), checked)
+        for text in request.warnings:
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        (core,) = self._core.submit([request.prompt], [request.params._core], rendered)
+        return Stream(core, progress, on_thinking, request.effort)
 
     def chat_prompt(self, messages: Conversation, **variables: Any) -> str:
         """The text the model's chat template makes of a conversation, ready for its answer."""
@@ -236,18 +252,49 @@ class LLM:
             (f"{name}={value:g}" for name, value in self._lossy.items()),
         )
 
-    def _finish(
-        self, prompts: list[_Ready], params: SamplingParams | Sequence[SamplingParams] | None, *, rendered: bool
-    ) -> list[Completion]:
-        if params is None or isinstance(params, SamplingParams):
-            each = [_params(params)] * len(prompts)
-        else:
-            each = [_params(entry) for entry in _list("params", params)]
-        if len(each) != len(prompts):
-            raise ValueError(f"params: got {len(each)}, expected one, or one for each of the {len(prompts)} prompts")
-        streams = self._core.submit(prompts, each, rendered)
+    def _conversation(self, messages: Conversation, params: SamplingParams, variables: Mapping[str, Any]) -> _Request:
+        """A conversation rendered as its effort wants it, with the budget that this takes."""
+        if params.effort is None:
+            return _Request(self.chat_prompt(messages, **variables), params)
+        plan, left = params.effort, self.context
+        if not isinstance(plan, EffortPlan):
+            plan = self._plan(plan, params, left)
+        prompt = self._render(messages, plan, variables)
+        # A text has no more tokens than bytes.
+        if plan is not params.effort and len(prompt.encode()) + params.max_tokens > left:
+            left -= len(self.tokenizer.encode(prompt))
+            if 0 < left < params.max_tokens:
+                plan = self._plan(plan.effort, params, left)
+                prompt = self._render(messages, plan, variables)
+        if plan.budget is not None and params.thinking_budget is None:
+            params = replace(params, thinking_budget=plan.budget)
+        return _Request(prompt, params, plan)
+
+    def _plan(self, effort: str, params: SamplingParams, context_left: int) -> EffortPlan:
+        return resolve_effort(
+            self,
+            effort,
+            max_tokens=params.max_tokens,
+            context_left=context_left,
+            thinking_budget=params.thinking_budget,
+        )
+
+    def _render(self, messages: Conversation, plan: EffortPlan, variables: Mapping[str, Any]) -> str:
+        if not _is_conversation(messages):
+            return self.chat_prompt(messages)  # says what is wrong with them
+        for name in plan.template_kwargs.keys() & variables.keys():
+            if variables[name] != plan.template_kwargs[name]:
+                got = f"{name}={variables[name]!r} with effort={plan.effort!r}"
+                raise ValueError(f"{got}: got two answers to one question, expected {name} or effort, not both")
+        return self.chat_prompt(plan.conversation(messages), **{**variables, **plan.template_kwargs})
+
+    def _finish(self, requests: list[_Request], *, rendered: bool) -> list[Completion]:
+        prompts = [request.prompt for request in requests]
+        streams = self._core.submit(prompts, [request.params._core for request in requests], rendered)
         # A stream that is dropped before its end (an interrupt, an error) cancels its request.
-        completions = [completion(stream.wait()) for stream in streams]
+        completions = [
+            completion(stream.wait(), request.effort) for stream, request in zip(streams, requests, strict=True)
+        ]
         for text in self._core.take_warnings():
             warnings.warn(text, RuntimeWarning, stacklevel=3)
         return completions
@@ -276,12 +323,43 @@ class LLM:
         return f"LLM({os.fspath(self.path)!r})"
 
 
-def _params(params: SamplingParams | None) -> _core.Sampling:
+class _Request(NamedTuple):
+    """A prompt that is ready, and how to answer it."""
+
+    prompt: _Ready
+    params: SamplingParams
+    effort: EffortPlan | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return () if self.effort is None else self.effort.warnings
+
+
+def _params(params: SamplingParams | None) -> SamplingParams:
     if params is None:
         params = SamplingParams()
     if not isinstance(params, SamplingParams):
         raise ValueError(f"params: got {type(params).__name__}, expected SamplingParams")
-    return params._core
+    return params
+
+
+def _each(params: SamplingParams | Sequence[SamplingParams] | None, prompts: int) -> list[SamplingParams]:
+    """The parameters of each of the prompts."""
+    if params is None or isinstance(params, SamplingParams):
+        return [_params(params)] * prompts
+    each = [_params(entry) for entry in _list("params", params)]
+    if len(each) != prompts:
+        raise ValueError(f"params: got {len(each)}, expected one, or one for each of the {prompts} prompts")
+    return each
+
+
+def _refuse_effort(params: SamplingParams) -> None:
+    if params.effort is not None:
+        effort = params.effort.effort if isinstance(params.effort, EffortPlan) else params.effort
+        raise UnsupportedError(
+            f"effort={effort!r} of raw text is not supported, since it is the chat template that is told; give a "
+            "conversation to chat or stream, or bound the thinking by thinking_budget"
+        )
 
 
 def _list(name: str, value: Any) -> list[Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .errors import UnsupportedError
+from .reasoning.effort import EFFORTS, EffortPlan
 
 if TYPE_CHECKING:
     from .reasoning import Policy
@@ -33,7 +33,8 @@ class SamplingParams:
         stop: text or texts the answer ends before; inside thinking they mean nothing.
         ignore_eos: go on after the model's end token.
         logprobs: report the log-probability of each drawn token and of this many likeliest ones, 0 to 20.
-        effort: None; reasoning effort needs a model room that is not built yet.
+        effort: how much the model thinks: none, minimal, low, medium, high, xhigh or max, or a plan that
+            `farthing.reasoning.resolve_effort` made. For conversations only: it is the chat template that is told.
         thinking_budget: most thinking tokens, at least 0, never exceeded by one: then the end of thinking is dictated,
             after a plain sentence, and the answer follows. Of ``max_tokens``, which counts everything generated, a
             reserve is kept for the answer (a quarter, at most 256 tokens): thinking ends earlier where that needs it.
@@ -42,8 +43,9 @@ class SamplingParams:
 
     Raises:
         ValueError: names the argument, what it got and what it expected.
-        UnsupportedError: ``effort`` was given. A model without thinking markers raises it for ``thinking_budget`` and
-            for a ``thinking`` that names none.
+
+    A model without thinking markers raises UnsupportedError for ``thinking_budget`` and for a ``thinking`` that names
+    none.
     """
 
     max_tokens: int = 64
@@ -58,14 +60,14 @@ class SamplingParams:
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
-    effort: None = None
+    effort: str | EffortPlan | None = None
     thinking_budget: int | None = None
     thinking: Policy | None = None
     _core: _core.Sampling = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.effort is not None:
-            raise UnsupportedError(f"effort={self.effort!r} is not supported; bound thinking by thinking_budget")
+        if not (self.effort is None or isinstance(self.effort, EffortPlan) or self.effort in EFFORTS):
+            raise ValueError(f"effort: got {self.effort!r}, expected one of {', '.join(EFFORTS)}, or an EffortPlan")
         if not isinstance(self.ignore_eos, bool):
             raise ValueError(f"ignore_eos: got {self.ignore_eos!r}, expected True or False")
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop

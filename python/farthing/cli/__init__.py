@@ -1,4 +1,4 @@
-"""The command line: ``farthing generate | chat | doctor | bench | plan``.
+"""The command line: ``farthing generate | chat | doctor | bench | plan | evaluate``.
 
 Exit codes: 0 good, 1 a failure inside farthing, 2 wrong usage, 3 the model can't be used, 4 out of memory.
 """
@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from .. import _core
-from . import bench, chat, doctor, generate, plan
+from . import bench, chat, doctor, evaluate, generate, plan
 from .terminal import complain
 
 __all__ = ["app", "main"]
@@ -54,7 +54,7 @@ def _farthing(
     pass
 
 
-for command in (generate.generate, chat.chat, doctor.doctor, bench.bench, plan.plan):
+for command in (generate.generate, chat.chat, doctor.doctor, bench.bench, plan.plan, evaluate.evaluate):
     app.command()(command)
 
 

@@ -25,6 +25,7 @@ def chat(
     min_p: opt.MinP = 0.0,
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
+    effort: opt.Effort = None,
     weights: opt.Weights = "auto",
     activations: opt.Activations = "auto",
     kv: opt.Kv = "auto",
@@ -47,6 +48,7 @@ def chat(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        effort=effort,
     )
     with progress_bars() as progress:
         llm = LLM(

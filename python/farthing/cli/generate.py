@@ -26,6 +26,7 @@ def generate(
     min_p: opt.MinP = 0.0,
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
+    effort: opt.Effort = None,
     stop: opt.Stop = None,
     weights: opt.Weights = "auto",
     activations: opt.Activations = "auto",
@@ -48,6 +49,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
+        effort=effort,
         stop=stop or (),
     )
     if prompt is None:
@@ -81,3 +83,5 @@ def generate(
         write([first], stream)
     limits(llm.threads)  # measured after the answer, so that the ledger can hold its bandwidth against it
     errors.print(stream.completion.ledger)
+    if (plan := stream.completion.effort) is not None:
+        errors.print(f"effort {plan.effort}: {plan.summary}", markup=False)

@@ -44,6 +44,12 @@ MinP = Annotated[
 ]
 RepetitionPenalty = Annotated[float, typer.Option(help="1 does nothing.", rich_help_panel=SAMPLING)]
 Seed = Annotated[int | None, typer.Option(help="Fixed noise for the draws.", rich_help_panel=SAMPLING)]
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        help="How much the model thinks: none, minimal, low, medium, high, xhigh or max.", rich_help_panel=SAMPLING
+    ),
+]
 Stop = Annotated[
     list[str] | None, typer.Option(help="Text the answer ends before; may be repeated.", rich_help_panel=SAMPLING)
 ]

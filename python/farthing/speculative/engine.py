@@ -53,9 +53,13 @@ class Proposer(Protocol):
 
 
 class DraftModel:
-    """A small model with the same tokenizer, which drafts for a large one.
+    """A small model, which drafts for a large one.
 
     It draws its tokens with the large model's noise, so it is right as often as the two agree, at any temperature.
+
+    Its tokenizer may be another one: it reads the text in its own tokens. For greedy answers it writes text, which is
+    cut into the large model's tokens (string-level exact match); for drawn ones it drafts the tokens that both have,
+    with the same noise (token-level intersection; Timor et al. 2025, https://arxiv.org/abs/2502.05202).
 
     Args:
         model: path, alias or Hub id, as for `LLM`.

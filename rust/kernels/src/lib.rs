@@ -12,6 +12,7 @@ pub mod activation;
 pub mod affinity;
 pub mod attention;
 pub mod cost;
+pub mod divergence;
 pub mod experts;
 pub mod file_map;
 pub mod format;

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use crate::activation::{Activation, activate_multiply_with};
 use crate::attention::{AttentionShape, KvPages, KvType, PAGE, Span, attention_with};
+use crate::divergence::{Divergence, Gradient, Products, ProductsMut, Target, Transform, divergences_with};
 use crate::isa::Isa;
 use crate::norm::{add_with, rms_norm_with};
 use crate::philox::philox4x32;
@@ -42,7 +43,7 @@ type Outputs = fn(Isa) -> Vec<f32>;
 /// # Panics
 /// When this CPU lacks `isa`.
 pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
-    let kernels: [(&'static str, Outputs); 14] = [
+    let kernels: [(&'static str, Outputs); 15] = [
         ("rms_norm", rms_norm),
         ("add", add),
         ("rotate", rotate),
@@ -57,6 +58,7 @@ pub fn float_self_tests(isa: Isa) -> Vec<SelfTest> {
         ("delta_gates", delta_gates),
         ("sigmoid_multiply", sigmoid_multiply),
         ("gated_delta", gated_delta),
+        ("divergence", divergence),
     ];
     let bits = |x: Vec<f32>| x.into_iter().map(f32::to_bits).collect::<Vec<_>>();
     let test = |(name, kernel): (&str, Outputs)| SelfTest {
@@ -129,6 +131,22 @@ fn sample(isa: Isa) -> Vec<f32> {
             Ok(draw) => all.extend([draw.token as f32, draw.logprob]),
             Err(_) => all.push(f32::NAN),
         }
+    }
+    all
+}
+
+fn divergence(isa: Isa) -> Vec<f32> {
+    let (teacher, capped) = (numbers(21, 2 * 77), Transform { cap: Some(3.0), ..Transform::NONE });
+    let mut all = Vec::new();
+    let kinds =
+        [Divergence::ReverseKl, Divergence::ForwardKl, Divergence::JensenShannon(0.3), Divergence::CrossEntropy];
+    for kind in kinds {
+        let mut student = numbers(22, 2 * 77);
+        let target = Target::Teacher(Products::F32(&teacher), Transform::NONE);
+        let (rows, weights, gradient) = (ProductsMut::F32(&mut student), [0.5, 1.0], Gradient::Filtered(1e-3));
+        let found = divergences_with(isa, &Pool::new(1), kind, rows, capped, target, &weights, gradient);
+        all.extend(student);
+        all.extend(found.rows.iter().flat_map(|row| [row.divergence as f32, row.entropy as f32, row.dropped as f32]));
     }
     all
 }
@@ -218,7 +236,7 @@ mod tests {
     fn every_level_passes() {
         for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
             let tests = float_self_tests(isa);
-            assert_eq!(tests.len(), 14);
+            assert_eq!(tests.len(), 15);
             assert!(tests.iter().all(|test| test.passed && test.isa == isa), "{tests:?}");
         }
     }

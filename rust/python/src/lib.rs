@@ -2,6 +2,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "Python's arguments arrive by value")]
 
 mod array;
+mod divergence;
 mod dlpack;
 mod drafters;
 mod errors;
@@ -15,6 +16,7 @@ mod moe;
 mod plan;
 mod product;
 mod reasoning;
+mod reasoning_effort;
 mod speculation;
 mod speculative_heads;
 mod speculative_verify;
@@ -24,6 +26,8 @@ use pyo3::prelude::*;
 /// The Rust side of farthing.
 #[pymodule]
 mod _core {
+    #[pymodule_export]
+    use super::divergence::row_divergences;
     #[pymodule_export]
     use super::drafters::{Drafter, SuffixCache, SuffixStore};
     #[pymodule_export]
@@ -46,6 +50,8 @@ mod _core {
     use super::product::share_threads;
     #[pymodule_export]
     use super::reasoning::{Controller, Lexicon, Policy, ThinkSpec};
+    #[pymodule_export]
+    use super::reasoning_effort::{Dialect, EffortPlan};
 
     #[pymodule_export]
     use super::speculation::{DraftModel, SpeculationReport};

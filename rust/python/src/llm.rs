@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use crate::errors::{FarthingError, exception};
 use crate::ledger::{EngineLedger, Ledger};
 use crate::reasoning::{Lexicon, Policy};
+use crate::reasoning_effort::Dialect;
 use crate::speculation::{Maker, Proposer, SpeculationReport};
 
 /// How often Python is told of progress, at most.
@@ -322,6 +323,11 @@ impl Llm {
         let messages = serde_json::from_str(messages).map_err(wrong)?;
         let variables = serde_json::from_str(variables).map_err(wrong)?;
         py.detach(|| self.0.chat_prompt(&messages, &variables)).map_err(exception)
+    }
+
+    /// How the model is told how much to think.
+    fn dialect(&self, py: Python<'_>) -> PyResult<Dialect> {
+        py.detach(|| self.0.dialect().cloned()).map(Dialect).map_err(exception)
     }
 
     #[getter]

@@ -16,10 +16,10 @@ use crate::error::Error;
 use crate::ledger::{EngineLedger, Ledger};
 use crate::load::Checkpoint;
 use crate::load::text::Text;
-use crate::load::{TemplateOptions, Tokenizer};
+use crate::load::{ChatTemplate, TemplateOptions, Tokenizer};
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
-use crate::reasoning::Lexicon;
+use crate::reasoning::{Dialect, Lexicon};
 use crate::speculative::tree::DraftTree;
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
@@ -62,6 +62,7 @@ pub struct Llm {
     threads: usize,
     process: u32,
     next: AtomicU64,
+    dialect: OnceLock<Dialect>,
 }
 
 #[derive(Debug)]
@@ -183,6 +184,7 @@ impl Llm {
             context,
             threads,
             process: std::process::id(),
+            dialect: OnceLock::new(),
             next: AtomicU64::new(0),
         })
     }
@@ -333,19 +335,31 @@ impl Llm {
         messages: &serde_json::Value,
         variables: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, Error> {
-        let missing = || Error::unsupported("chat with a model without a chat template", "use generate");
-        let template = self.text.template.as_ref().ok_or_else(missing)?.as_ref().map_err(|error| error.clone().into());
-        let template = template.map_err(Error::Format)?;
-        let name = |id: Option<u32>| id.and_then(|id| Some(self.text.tokenizer.as_ref()?.id_to_token(id)?.to_owned()));
-        let tokenizer = self.text.tokenizer.as_ref();
+        let (template, bos_token, eos_token) = self.chat_template()?;
         let options = TemplateOptions {
             add_generation_prompt: true,
-            bos_token: name(tokenizer.and_then(|it| it.bos())),
-            eos_token: name(tokenizer.and_then(|it| it.eos_ids().first().copied())),
+            bos_token,
+            eos_token,
             extra: variables.clone(),
             ..TemplateOptions::default()
         };
         template.render(messages, &options).map_err(|error| Error::Format(error.into()))
+    }
+
+    /// How the model is told how much to think.
+    pub fn dialect(&self) -> Result<&Dialect, Error> {
+        let (template, bos, eos) = self.chat_template()?;
+        Ok(self.dialect.get_or_init(|| Dialect::of(template, bos.as_deref(), eos.as_deref())))
+    }
+
+    /// The chat template and the tokens it may print.
+    fn chat_template(&self) -> Result<(&ChatTemplate, Option<String>, Option<String>), Error> {
+        let missing = || Error::unsupported("chat with a model without a chat template", "use generate");
+        let template = self.text.template.as_ref().ok_or_else(missing)?.as_ref().map_err(|error| error.clone().into());
+        let tokenizer = self.text.tokenizer.as_ref();
+        let name = |id: Option<u32>| id.and_then(|id| Some(tokenizer?.id_to_token(id)?.to_owned()));
+        let (bos, eos) = (tokenizer.and_then(|it| it.bos()), tokenizer.and_then(|it| it.eos_ids().first().copied()));
+        Ok((template.map_err(Error::Format)?, name(bos), name(eos)))
     }
 
     /// Whether [`Llm::chat_prompt`] works.

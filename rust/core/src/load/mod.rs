@@ -21,6 +21,6 @@ pub use checkpoint::{Checkpoint, HuggingFace, Metadata, Rows, TensorView};
 pub use error::{FormatError, GgufError, IndexError, SafetensorsError};
 pub use kind::TensorKind;
 pub use mxfp4::Mxfp4Rows;
-pub use template::{ChatTemplate, TemplateError, TemplateOptions};
+pub use template::{ChatTemplate, TemplateError, TemplateOptions, Uses};
 pub use tokenizer::{Tokenizer, TokenizerError, Vocabulary};
 pub use value::{Table, Value};

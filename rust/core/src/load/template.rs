@@ -8,6 +8,9 @@ mod budget;
 mod environment;
 mod guard;
 mod python;
+mod uses;
+
+pub use uses::Uses;
 
 use super::tokenizer::shortened;
 use environment::Raised;
@@ -144,6 +147,25 @@ impl ChatTemplate {
     /// The template's source, as it is compiled.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// What the template does with a variable of that name.
+    ///
+    /// ```
+    /// use farthing::load::ChatTemplate;
+    ///
+    /// let template = ChatTemplate::new("{% if (effort | default('low')) in ['low', 'high'] %}{{ effort }}{% endif %}")?;
+    /// let uses = template.uses("effort");
+    /// assert!(uses.read && uses.literals.iter().eq(["high", "low"]));
+    /// # Ok::<(), farthing::load::TemplateError>(())
+    /// ```
+    pub fn uses(&self, variable: &str) -> Uses {
+        let found = on_own_stack(|| {
+            let syntax = environment::syntax().map_err(|error| explain(&error, 0))?;
+            let parsed = machinery::parse(&self.source, "chat template", syntax).map_err(|error| explain(&error, 0))?;
+            Ok(uses::uses(&parsed, variable))
+        });
+        found.unwrap_or_default() // it compiled before
     }
 
     /// The prompt for `messages`, a list of objects with `role` and `content`. As in transformers, reasoning is passed

@@ -10,7 +10,7 @@ fn directory(target: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus")).join(target)
 }
 
-fn seeds(target: &str) -> Vec<Vec<u8>> {
+pub(crate) fn seeds(target: &str) -> Vec<Vec<u8>> {
     let entries = std::fs::read_dir(directory(target)).expect("seeds are committed");
     entries.map(|entry| std::fs::read(entry.expect("an entry").path()).expect("readable")).collect()
 }

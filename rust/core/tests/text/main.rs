@@ -2,6 +2,7 @@
 
 mod corpus;
 mod detokenizer;
+mod dialects;
 mod hostile_templates;
 mod malformed_tokenizers;
 mod shared;

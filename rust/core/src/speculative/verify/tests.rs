@@ -511,3 +511,38 @@ fn a_chain_longer_than_the_stack_is_deep() {
         assert_eq!(rule(&p, &draft, &mut Seeded::new(0, 0)).unwrap().accepted(), 200_000);
     }
 }
+
+#[test]
+fn text_of_a_drafter_with_other_tokens_leaves_the_law() {
+    use crate::load::{Tokenizer, Vocabulary};
+    use crate::speculative::align::continuation;
+
+    let tokens_of = |list: [&str; 4]| list.map(String::from).to_vec();
+    let target = Tokenizer::from_vocabulary(Vocabulary {
+        model: "gpt2".into(),
+        pre: "gpt-2".into(),
+        tokens: tokens_of(["a", "b", "ab", "ba"]),
+        types: Some(vec![1; 4]),
+        merges: Some(vec!["a b".into(), "b a".into()]),
+        ..Vocabulary::default()
+    })
+    .unwrap();
+    for kind in Kind::ALL {
+        let mut world = World::new(kind, 4);
+        // What a drafter of single letters may say, cut into the target's tokens.
+        for text in ["", "a", "ab", "abb", "bab", "abab", "aabba"] {
+            let drafted: Vec<u32> =
+                continuation(&target, text.as_bytes()).into_iter().map(|(token, _)| token).collect();
+            assert!(drafted.len() <= text.len() && drafted.is_empty() == text.is_empty());
+            let shape = Shape::chain(&drafted);
+            let [p, _] = world.rows(&shape);
+            let p = Rows::new("p", &p, 4).unwrap();
+            for rule in [tokens as Rule, block, traversal] {
+                let draft = Draft { shape: &shape, origin: Origin::OneHot };
+                let outcomes = Outcomes::of(|coin| checked(rule(&p, &draft, coin).unwrap(), &shape));
+                let variation = outcomes.variation(&mut world, drafted.len() + 1);
+                assert!(variation <= EXACT, "{kind:?} {text}: {variation}");
+            }
+        }
+    }
+}
