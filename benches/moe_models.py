@@ -48,8 +48,8 @@ class Shape:
 MODELS = {
     # OLMoE's sizes as a Qwen3 MoE, since ik_llama.cpp does not know OLMoE: norms go over each head.
     "olmoe-1b-7b": Shape("qwen3moe", 2048, 16, 16, 16, 128, 1024, 64, 8, 50304, 1e4, 128, 128),
-    # Half of the layers of Qwen3-30B-A3B, since the whole is 17 GB.
-    "qwen3-30b-a3b-half": Shape("qwen3moe", 2048, 24, 32, 4, 128, 768, 128, 8, 151936, 1e6, 128, 128),
+    # A quarter of the layers of Qwen3-30B-A3B, since the whole is 17 GB.
+    "qwen3-30b-a3b-quarter": Shape("qwen3moe", 2048, 12, 32, 4, 128, 768, 128, 8, 151936, 1e6, 128, 128),
     # A quarter of Mixtral 8x7B.
     "mixtral-8x7b-quarter": Shape("llama", 4096, 8, 32, 8, 128, 14336, 8, 2, 32000, 1e6),
 }

@@ -262,14 +262,14 @@ def test_autocast_multiplies_in_its_type_and_gives_gradients_in_the_weights():
         exact = linear_divergence(*leaves, teacher.float(), teacher_head.float())
         for a, b in zip(mine, torch.autograd.grad(exact.loss, leaves), strict=True):
             assert a.dtype == torch.float32
-            assert number((a - b).norm() / b.norm()) < 2e-2
+            assert number((a - b).norm() / b.norm()) < 5e-2
 
 
 def test_errors_name_the_argument():
     hidden, head, teacher = numbers(3, 4), numbers(20, 4, seed=1), numbers(3, 4, seed=2)
     with pytest.raises(ValueError, match="weight: got shape"):
         linear_divergence(hidden, numbers(20, 5), teacher, head)
-    with pytest.raises(ValueError, match=r"kind: got 'kl'"):
+    with pytest.raises(ValueError, match='kind: got "kl"'):
         linear_divergence(hidden, head, teacher, head, kind="kl")
     with pytest.raises(ValueError, match="beta"):
         linear_divergence(hidden, head, teacher, head, kind="jsd", beta=1.0)

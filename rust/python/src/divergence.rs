@@ -127,7 +127,6 @@ fn transform<'a>(name: &str, numbers: &'a Numbers<'_>, v: usize) -> PyResult<Tra
 /// Divergences of the rows of `student` from those of `teacher`, or from `labels`; gradients take the student's place.
 #[pyfunction]
 #[pyo3(signature = (student, teacher, labels, weights, *, kind, beta, of_student, of_teacher, threshold))]
-#[expect(clippy::too_many_arguments, reason = "Python's keyword arguments")]
 pub(crate) fn row_divergences<'py>(
     py: Python<'py>,
     student: &Bound<'py, PyAny>,

@@ -122,12 +122,8 @@ impl ThinkSpec {
         eos: Vec<u32>,
         at_once: bool,
     ) -> PyResult<ThinkSpec> {
-        let lists = [
-            (Role::Start, starts),
-            (Role::End, ends),
-            (Role::ToolOpen, tool_open),
-            (Role::ToolClose, tool_close),
-        ];
+        let lists =
+            [(Role::Start, starts), (Role::End, ends), (Role::ToolOpen, tool_open), (Role::ToolClose, tool_close)];
         let markers: Vec<(Role, Vec<u32>)> =
             lists.into_iter().flat_map(|(role, ids)| ids.into_iter().map(move |ids| (role, ids))).collect();
         let spec = reasoning::ThinkSpec::of_ids(Arc::clone(&lexicon.0), &markers, forced_close, eos, at_once);
@@ -156,16 +152,15 @@ impl ThinkSpec {
         let policy = reasoning::Policy { start, end, message, ..reasoning::Policy::default() };
         policy.validate().map_err(exception)?;
         let lexicon = &lexicon.0;
-        let pair = match &policy.end {
-            Some(_) => None,
-            None => {
-                let encode = std::cell::RefCell::new(&mut encode);
-                let one = |text: &str| match encode.borrow_mut()(text).as_deref() {
-                    Ok(&[id]) => lexicon.spelling(id) == text.as_bytes(),
-                    _ => false,
-                };
-                reasoning::ThinkSpec::detect(one, template)
-            }
+        let pair = if policy.end.is_some() {
+            None
+        } else {
+            let encode = std::cell::RefCell::new(&mut encode);
+            let one = |text: &str| match encode.borrow_mut()(text).as_deref() {
+                Ok(&[id]) => lexicon.spelling(id) == text.as_bytes(),
+                _ => false,
+            };
+            reasoning::ThinkSpec::detect(one, template)
         };
         let Some(wishes) = Wishes::of(pair, &policy) else { return raised.map_or(Ok(None), Err) };
         let spec = reasoning::ThinkSpec::build(Arc::clone(lexicon), &wishes, &eos, &mut encode);

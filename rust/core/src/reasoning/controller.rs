@@ -411,7 +411,7 @@ impl Controller {
         let beyond = self.count.saturating_sub(rules.budget);
         let sentence = self.at_boundary && self.missing_bytes == 0 && !self.in_tool;
         if self.count >= rules.budget && (beyond >= rules.grace || sentence) {
-            return self.close(if beyond == 0 { Stop::Budget } else { Stop::Grace });
+            return self.close(if beyond == 0 || rules.grace == 0 { Stop::Budget } else { Stop::Grace });
         }
         self.phase = if self.count >= rules.budget {
             Phase::Grace
@@ -536,6 +536,13 @@ impl Controller {
 
     /// Tokens at the end of the text that may be part of a marker yet.
     pub fn pending(&self) -> usize {
+        if self.phase == Phase::Forcing {
+            // The message is thinking, what follows it is the marker.
+            return match self.script {
+                Script::Close => (self.at as usize).saturating_sub(self.rules.spec.message_tokens()),
+                Script::Rest { tokens, .. } => tokens as usize + self.at as usize,
+            };
+        }
         let begun = (0..self.rules.spec.markers().len()).filter(|&index| self.cursors[index] > 0);
         begun.map(|index| self.begun(index).tokens).max().unwrap_or(0)
     }
@@ -590,8 +597,8 @@ impl Controller {
                 (curve(share) - curve(0.0)) / (curve(1.0) - curve(0.0))
             }
         };
-        let token = self.next_of_end()?;
-        Some((token, strength * if self.at_boundary { 1.0 } else { 0.25 }))
+        let (token, begun) = self.next_of_end()?;
+        Some((token, strength * if self.at_boundary || begun { 1.0 } else { 0.25 }))
     }
 
     /// How far below the greatest logit the ramp ends.
@@ -599,16 +606,16 @@ impl Controller {
         self.rules.margin
     }
 
-    /// The token with which the end marker goes on from where it is, or begins.
-    fn next_of_end(&self) -> Option<u32> {
+    /// The token with which the end marker goes on from where it is, or begins; and whether it has begun.
+    fn next_of_end(&self) -> Option<(u32, bool)> {
         let spec = &self.rules.spec;
         let ends = spec.markers().iter().enumerate().filter(|(_, marker)| marker.role == Role::End);
         let begun = ends.filter_map(|(index, _)| {
             let cursor = self.cursors[index];
             Some((cursor, *spec.rest(index, cursor)?.first()?))
         });
-        let begun = begun.max_by_key(|&(cursor, _)| cursor).map(|(_, token)| token);
-        begun.or_else(|| spec.forced_close().get(spec.message_tokens()).copied())
+        let begun = begun.max_by_key(|&(cursor, _)| cursor).map(|(_, token)| (token, true));
+        begun.or_else(|| Some((*spec.forced_close().get(spec.message_tokens())?, false)))
     }
 
     /// Applies to `logits` `(vocab,)` what is known of the next token: a dictated one stands alone at 0; else banned ones
@@ -629,7 +636,7 @@ impl Controller {
         if !self.rules.steers || !self.is_thinking() {
             return;
         }
-        let end = self.next_of_end().map(|token| token as usize).filter(|&token| token < logits.len());
+        let end = self.next_of_end().map(|(token, _)| token as usize).filter(|&token| token < logits.len());
         let Some(end) = end.filter(|_| self.count >= self.rules.min_think) else { return };
         for &eos in self.rules.spec.eos() {
             if self.is_eos(eos) && (eos as usize) < logits.len() {

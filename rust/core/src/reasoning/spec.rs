@@ -239,6 +239,12 @@ impl ThinkSpec {
         self.at_once
     }
 
+    /// The text of the marker of that role which is known by its text, if there is one.
+    pub fn text_of(&self, role: Role) -> Option<&str> {
+        let text = self.markers.iter().filter(|marker| marker.role == role).find_map(Marker::text)?;
+        std::str::from_utf8(text).ok()
+    }
+
     /// The tokens that complete marker `index` from `cursor` on and lead up to the answer; `None` when it is better
     /// written from the start.
     pub(super) fn rest(&self, index: usize, cursor: u16) -> Option<&[u32]> {

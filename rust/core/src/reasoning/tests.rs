@@ -143,7 +143,13 @@ proptest! {
         }
         // One span: what becomes of a second one is a choice of each.
         let first = drawn.iter().position(|&token| token == 10).map_or(drawn.len(), |at| at + 1);
-        drawn[first..].iter_mut().for_each(|token| *token = if *token == 1 { 5 } else { *token });
+        for token in &mut drawn[first..] {
+            *token = if *token == 1 { 5 } else { *token };
+        }
+        let whole = drawn.clone();
+        if prompt.contains(&1) {
+            drawn[start] = if drawn[start] == 1 { 5 } else { drawn[start] };
+        }
         let spec = spec(&[1], &[10], &[30, 31, 10, 32]);
         let policy = Policy { answer_reserve: Some(0), reentry: Reentry::Rearm, ..Policy::hard(budget) };
         let mut ours = Controller::new(Arc::clone(&spec), Some(&policy), &prompt, NEVER).unwrap();
@@ -158,8 +164,8 @@ proptest! {
         let spec = Arc::new(ThinkSpec::of_ids(Arc::new(lexicon), &markers, close, vec![], false).unwrap());
         let waiting = Policy { budget: Some(budget), cap: None, grace: Some(1000), ..policy };
         let mut ours = Controller::new(Arc::clone(&spec), Some(&waiting), &[], NEVER).unwrap();
-        let (tokens, dictated) = obey(&mut ours, &drawn, 50);
-        prop_assert_eq!(llama_cpp(&drawn, budget, spec.forced_close(), tokens.len()), (tokens, dictated));
+        let (tokens, dictated) = obey(&mut ours, &whole, 50);
+        prop_assert_eq!(llama_cpp(&whole, budget, spec.forced_close(), tokens.len()), (tokens, dictated));
     }
 
     #[test]
@@ -198,7 +204,9 @@ proptest! {
         times in 1usize..30,
     ) {
         let mut tokens = head;
-        (0..times).for_each(|_| tokens.extend(&period));
+        for _ in 0..times {
+            tokens.extend(&period);
+        }
         let mut guard = LoopGuard::default();
         let caught = tokens.iter().position(|&token| guard.push(token));
         let repeats = |end: usize, period: usize| {

@@ -150,7 +150,6 @@ pub fn divergences(
 
 /// [`divergences`] on a given level; double precision has one.
 #[doc(hidden)]
-#[expect(clippy::too_many_arguments, reason = "those of `divergences` and the level")]
 pub fn divergences_with(
     isa: Isa,
     pool: &Pool,

@@ -125,7 +125,8 @@ struct To<'a, V: Vectors> {
     bias: Option<&'a [f64]>,
     /// `scale / cap` and `cap / temperature`, or `scale / temperature` alone.
     inner: V::F,
-    cap: Option<V::F>,
+    outer: V::F,
+    capped: bool,
 }
 
 impl<'a, V: Vectors> To<'a, V> {
@@ -133,8 +134,7 @@ impl<'a, V: Vectors> To<'a, V> {
     fn new(v: V, transform: &Transform<'a>) -> To<'a, V> {
         let Transform { bias, scale, cap, temperature } = *transform;
         let inner = v.splat(scale / cap.unwrap_or(temperature));
-        let cap = if let Some(cap) = cap { Some(v.splat(cap / temperature)) } else { None };
-        To { bias, inner, cap }
+        To { bias, inner, outer: v.splat(cap.unwrap_or(1.0) / temperature), capped: cap.is_some() }
     }
 
     /// `(z + bias) · inner` for vector `i` of the row.
@@ -149,13 +149,13 @@ impl<'a, V: Vectors> To<'a, V> {
     #[inline(always)]
     fn logits(&self, v: V, z: V::F, i: usize) -> V::F {
         let x = self.scaled(v, z, i);
-        if let Some(cap) = self.cap { v.mul(v.tanh(x), cap) } else { x }
+        if self.capped { v.mul(v.tanh(x), self.outer) } else { x }
     }
 
     /// What the cap makes of a slope.
     #[inline(always)]
     fn slope(&self, v: V, z: V::F, i: usize, slope: V::F) -> V::F {
-        if self.cap.is_none() {
+        if !self.capped {
             return slope;
         }
         let tanh = v.tanh(self.scaled(v, z, i));

@@ -74,13 +74,12 @@ fn double_precision_is_the_definition_and_its_slope() {
                 let width = i * v..(i + 1) * v;
                 definition(kind, &transformed(z, &by), &transformed(&y[width], &by))
             };
-            for i in 0..r {
-                let row = &z[i * v..(i + 1) * v];
+            for (i, (row, weight)) in z.chunks(v).zip(weights).enumerate() {
                 assert!((found.rows[i].divergence - of_row(row, i)).abs() < 1e-12, "{kind:?}");
-                for j in 0..v {
+                for (j, x) in row.iter().enumerate() {
                     let (mut up, mut down) = (row.to_vec(), row.to_vec());
-                    (up[j], down[j]) = (row[j] + 1e-5, row[j] - 1e-5);
-                    let slope = weights[i] * (of_row(&up, i) - of_row(&down, i)) / 2e-5;
+                    (up[j], down[j]) = (x + 1e-5, x - 1e-5);
+                    let slope = weight * (of_row(&up, i) - of_row(&down, i)) / 2e-5;
                     let got = slopes[i * v + j];
                     assert!((got - slope).abs() < 1e-8, "{kind:?} {by:?}: {got} {slope}");
                 }
@@ -129,10 +128,10 @@ fn single_precision_is_near_double_and_the_same_on_every_level_thread_and_row() 
         let mut columns = expected.0.columns.iter().peekable();
         for j in 0..v {
             if columns.next_if_eq(&&j).is_none() {
-                for i in 0..r {
+                for (i, (left, weight)) in left.iter_mut().zip(weights).enumerate() {
                     let slope = f64::from(f32::from_bits(expected.1[i * v + j])).abs();
-                    assert!(slope <= 1e-3 * weights[i]);
-                    left[i] += slope;
+                    assert!(slope <= 1e-3 * weight);
+                    *left += slope;
                 }
             }
         }
@@ -212,8 +211,8 @@ fn labels_are_a_teacher_that_is_sure() {
         let row: Vec<f64> = z[i * 40..(i + 1) * 40].iter().map(|&z| f64::from(z)).collect();
         let logs = log_softmax(&row);
         assert!((found.rows[i].divergence + logs[label]).abs() < 1e-5);
-        for j in 0..40 {
-            let slope = weights[i] * (logs[j].exp() - f64::from(j == label));
+        for (j, log) in logs.iter().enumerate() {
+            let slope = weights[i] * (log.exp() - f64::from(j == label));
             assert!((f64::from(x[i * 40 + j]) - slope).abs() < 1e-6);
         }
     }
