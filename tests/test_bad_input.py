@@ -434,12 +434,6 @@ def test_wrong_sampling_parameter(name: str, value: Any) -> None:
         ft.SamplingParams(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("thinking_budget", 100)])
-def test_unsupported_sampling_parameter(name: str, value: Any) -> None:
-    with pytest.raises(ft.UnsupportedError, match=name):
-        ft.SamplingParams(**{name: value})
-
-
 def test_unknown_names_are_errors(tiny_directory: Callable[[str], Path]) -> None:
     with pytest.raises(TypeError, match="temprature"):
         ft.SamplingParams(temprature=1.0)  # type: ignore[call-arg]

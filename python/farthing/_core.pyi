@@ -11,6 +11,7 @@ __version__: str
 __all__ = [
     "MTP",
     "Completion",
+    "Controller",
     "Dialect",
     "DraftModel",
     "Drafter",
@@ -19,12 +20,14 @@ __all__ = [
     "EngineLedger",
     "Intersection",
     "Ledger",
+    "Lexicon",
     "Llm",
     "MatrixReport",
     "Medusa",
     "PackedExperts",
     "PackedMatrix",
     "Plan",
+    "Policy",
     "RouterSpec",
     "RoutingStatistics",
     "Sampling",
@@ -32,6 +35,7 @@ __all__ = [
     "Stream",
     "SuffixCache",
     "SuffixStore",
+    "ThinkSpec",
     "__version__",
     "available_isas",
     "cost",
@@ -242,6 +246,7 @@ class Sampling:
         stop: Sequence[str],
         ignore_eos: bool,
         logprobs: int | None,
+        thinking: Policy | None,
     ) -> Sampling: ...
 
 @final
@@ -329,6 +334,10 @@ class Completion:
     @property
     def text(self) -> str: ...
     @property
+    def thinking(self) -> str | None: ...
+    @property
+    def thinking_stop(self) -> str | None: ...
+    @property
     def token_ids(self) -> list[int]: ...
     @property
     def finish_reason(self) -> str: ...
@@ -339,7 +348,7 @@ class Completion:
 
 @final
 class Stream:
-    def next(self) -> str | tuple[int, int] | Completion: ...
+    def next(self) -> str | tuple[str] | tuple[int, int] | Completion: ...
     def wait(self) -> Completion: ...
     def cancel(self) -> None: ...
 
@@ -423,6 +432,8 @@ class Llm:
     def hidden(self, ids: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
     def dialect(self) -> Dialect: ...
     def chat_prompt(self, messages: str, variables: str) -> str: ...
+    def lexicon(self) -> Lexicon: ...
+    def end_tokens(self) -> list[int]: ...
     def encode(self, text: str, add_special: bool) -> list[int]: ...
     def decode(self, ids: Sequence[int], skip_special: bool) -> str: ...
     def explain(self) -> list[MatrixReport]: ...
@@ -609,3 +620,94 @@ class EffortPlan:
     def warnings(self) -> list[str]: ...
     @property
     def summary(self) -> str: ...
+
+@final
+class Lexicon:
+    def __new__(cls, spellings: Sequence[bytes]) -> Lexicon: ...
+    @staticmethod
+    def unspelled(boundary: Sequence[int], incomplete_utf8: Sequence[int]) -> Lexicon: ...
+    def __len__(self) -> int: ...
+
+@final
+class Policy:
+    def __new__(
+        cls,
+        *,
+        budget: int | None,
+        cap: int | None,
+        soft_ratio: float,
+        ramp: str | None,
+        margin: float,
+        grace: int | None,
+        min_think: int,
+        answer_reserve: int | None,
+        ban: Sequence[int],
+        ban_words: Sequence[str],
+        loop_guard: bool,
+        reentry: str,
+        start: str | None,
+        end: str | None,
+        message: str | None,
+    ) -> Policy: ...
+    @staticmethod
+    def hard(tokens: int) -> Policy: ...
+    def capped(self, tokens: int) -> Policy: ...
+
+@final
+class ThinkSpec:
+    @staticmethod
+    def of_ids(
+        lexicon: Lexicon,
+        starts: Sequence[Sequence[int]],
+        ends: Sequence[Sequence[int]],
+        forced_close: Sequence[int],
+        tool_open: Sequence[Sequence[int]],
+        tool_close: Sequence[Sequence[int]],
+        eos: Sequence[int],
+        at_once: bool,
+    ) -> ThinkSpec: ...
+    @staticmethod
+    def of_text(
+        lexicon: Lexicon,
+        encode: Callable[[str], list[int]],
+        start: str | None,
+        end: str | None,
+        message: str | None,
+        eos: Sequence[int],
+        template: str | None,
+    ) -> ThinkSpec | None: ...
+    @property
+    def forced_close(self) -> list[int]: ...
+    @property
+    def eos(self) -> list[int]: ...
+    @property
+    def at_once(self) -> bool: ...
+
+@final
+class Controller:
+    def __new__(
+        cls, spec: ThinkSpec, policy: Policy | None, prompt_ids: Sequence[int], max_tokens: int
+    ) -> Controller: ...
+    def push(self, token: int) -> None: ...
+    def extend(self, tokens: Sequence[int]) -> None: ...
+    def process(self, logits: npt.NDArray[np.float32]) -> None: ...
+    def peek(self, drafts: Sequence[int]) -> int: ...
+    def permits(self, token: int) -> bool: ...
+    def close(self) -> None: ...
+    def copy(self) -> Controller: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def stop(self) -> str | None: ...
+    @property
+    def forced(self) -> int | None: ...
+    @property
+    def dictated(self) -> list[int]: ...
+    @property
+    def is_thinking(self) -> bool: ...
+    @property
+    def thinking_tokens(self) -> int: ...
+    @property
+    def forced_tokens(self) -> int: ...
+    @property
+    def answer_tokens(self) -> int: ...

@@ -24,7 +24,7 @@ class TokenLogprobs:
 
     Attributes:
         token: the drawn id.
-        logprob: its log-probability.
+        logprob: its log-probability; 0 for a token that was dictated, not drawn.
         top: the likeliest (id, log-probability) pairs, descending, ties by lower id.
     """
 
@@ -38,11 +38,16 @@ class Completion:
     """A finished answer.
 
     Attributes:
-        text: the answer, without the stop text.
-        token_ids: the generated ids, the end token included when one was drawn.
+        text: the answer, without thinking and stop text; blanks behind thinking are left out.
+        token_ids: the generated ids, thinking and dictated ones among them, the end token included when one was drawn.
         finish_reason: ``stop`` (end token or stop text), ``length`` (max_tokens or end of context), ``cancelled``.
         ledger: what it cost.
         logprobs: one entry per generated token, if asked for.
+        thinking: what the model thought, markers left out, or None when no thinking was opened by it or by the prompt.
+            It is told apart for models that mark it in a known way, and where a `farthing.reasoning.Policy` says how.
+        thinking_stop: why thinking ended: ``natural`` (the model's end marker), ``budget``, ``grace`` (beyond the
+            budget, behind a sentence), ``early_exit``, ``loop``, ``eos_fix`` (the model wanted to end its answer
+            there), ``length`` (for the answer's reserve, or nothing more was generated), or None without thinking.
         effort: how ``SamplingParams.effort`` was honoured, if it was given.
     """
 
@@ -51,11 +56,13 @@ class Completion:
     finish_reason: str
     ledger: Ledger
     logprobs: list[TokenLogprobs] | None = None
+    thinking: str | None = None
+    thinking_stop: str | None = None
     effort: EffortPlan | None = None
 
 
 class Stream(Iterator[str]):
-    """An answer as it is written: iterate over pieces of text, then read ``completion``.
+    """An answer as it is written: iterate over pieces of its text, then read ``completion``.
 
     Leaving it early cancels the request: ``close()``, the end of a ``with`` block, or garbage collection.
     """
@@ -64,10 +71,12 @@ class Stream(Iterator[str]):
         self,
         core: _core.Stream,
         progress: Callable[[str, int, int], None] | None = None,
+        on_thinking: Callable[[str], None] | None = None,
         effort: EffortPlan | None = None,
     ) -> None:
         self._core = core
         self._progress = progress
+        self._on_thinking = on_thinking
         self._effort = effort
         self._completion: Completion | None = None
 
@@ -113,6 +122,9 @@ class Stream(Iterator[str]):
             return event
         if isinstance(event, _core.Completion):
             self._completion = completion(event, self._effort)
+        elif len(event) == 1:
+            if self._on_thinking:
+                self._on_thinking(event[0])
         elif self._progress:
             self._progress("prompt", *event)
         return None
@@ -127,5 +139,7 @@ def completion(core: _core.Completion, effort: EffortPlan | None = None) -> Comp
         finish_reason=core.finish_reason,
         ledger=from_core(Ledger, core.ledger),
         logprobs=None if logprobs is None else [TokenLogprobs(*entry) for entry in logprobs],
+        thinking=core.thinking,
+        thinking_stop=core.thinking_stop,
         effort=effort,
     )

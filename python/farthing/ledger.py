@@ -45,8 +45,8 @@ class Ledger(_Table):
     Attributes:
         prompt_tokens: tokens of the prompt.
         cached_tokens: prompt tokens whose keys and values were found ready.
-        thinking_tokens: generated tokens inside a thinking span.
-        answer_tokens: generated tokens outside it, the end token included.
+        thinking_tokens: drawn tokens inside a thinking span.
+        answer_tokens: drawn tokens outside it, markers and the end token included.
         forced_tokens: generated tokens that were dictated, not drawn.
         probe_tokens: tokens computed only to look at the model's state.
         passes: forward passes the request took part in.
@@ -80,8 +80,8 @@ class Ledger(_Table):
 
     @property
     def output_tokens(self) -> int:
-        """Generated tokens, thinking and answer."""
-        return self.thinking_tokens + self.answer_tokens
+        """Generated tokens: thinking, dictated ones and answer."""
+        return self.thinking_tokens + self.forced_tokens + self.answer_tokens
 
     @property
     def prefill_rate(self) -> float | None:

@@ -175,6 +175,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         progress: Callable[[str, int, int], None] | None = None,
+        on_thinking: Callable[[str], None] | None = None,
         **variables: Any,
     ) -> Stream:
         """Answers one prompt or conversation piece by piece.
@@ -183,10 +184,11 @@ class LLM:
             prompt: text, token ids, or a conversation (which the chat template renders, with ``variables``).
             params: how to answer.
             progress: called as ``progress("prompt", computed, total)`` while a long prompt is computed.
+            on_thinking: called with each piece of thinking as it is written.
             variables: further variables of the chat template.
 
         Returns:
-            An iterator over pieces of text that then has ``.completion``; closing it cancels the request.
+            An iterator over pieces of the answer's text that then has ``.completion``; closing it cancels the request.
         """
         checked = _params(params)
         if rendered := _is_conversation(prompt):
@@ -201,7 +203,7 @@ class LLM:
         for text in request.warnings:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         (core,) = self._core.submit([request.prompt], [request.params._core], rendered)
-        return Stream(core, progress, request.effort)
+        return Stream(core, progress, on_thinking, request.effort)
 
     def chat_prompt(self, messages: Conversation, **variables: Any) -> str:
         """The text the model's chat template makes of a conversation, ready for its answer."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _core
-from .errors import UnsupportedError
 from .reasoning.effort import EFFORTS, EffortPlan
+
+if TYPE_CHECKING:
+    from .reasoning import Policy
 
 __all__ = ["SamplingParams"]
 
@@ -28,16 +30,22 @@ class SamplingParams:
         presence_penalty: subtracted from the logits of tokens in the answer.
         frequency_penalty: subtracted from the logits of tokens in the answer, times their count.
         seed: noise key, 0 to 2**64 - 1; the same seed gives the same answer to the same prompt; None draws a fresh one.
-        stop: text or texts the answer ends before.
+        stop: text or texts the answer ends before; inside thinking they mean nothing.
         ignore_eos: go on after the model's end token.
         logprobs: report the log-probability of each drawn token and of this many likeliest ones, 0 to 20.
         effort: how much the model thinks: none, minimal, low, medium, high, xhigh or max, or a plan that
             `farthing.reasoning.resolve_effort` made. For conversations only: it is the chat template that is told.
-        thinking_budget: None; bound the answer by max_tokens.
+        thinking_budget: most thinking tokens, at least 0, never exceeded by one: then the end of thinking is dictated,
+            after a plain sentence, and the answer follows. Of ``max_tokens``, which counts everything generated, a
+            reserve is kept for the answer (a quarter, at most 256 tokens): thinking ends earlier where that needs it.
+        thinking: a `farthing.reasoning.Policy`: soft budgets, ramps, reserves, bans, markers of one's own. Beside a
+            ``thinking_budget`` it is bounded by that.
 
     Raises:
         ValueError: names the argument, what it got and what it expected.
-        UnsupportedError: ``thinking_budget`` was given.
+
+    A model without thinking markers raises UnsupportedError for ``thinking_budget`` and for a ``thinking`` that names
+    none.
     """
 
     max_tokens: int = 64
@@ -54,14 +62,10 @@ class SamplingParams:
     logprobs: int | None = None
     effort: str | EffortPlan | None = None
     thinking_budget: int | None = None
+    thinking: Policy | None = None
     _core: _core.Sampling = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.thinking_budget is not None:
-            raise UnsupportedError(
-                f"thinking_budget={self.thinking_budget!r} is not supported; leave it None and bound the answer by "
-                "max_tokens"
-            )
         if not (self.effort is None or isinstance(self.effort, EffortPlan) or self.effort in EFFORTS):
             raise ValueError(f"effort: got {self.effort!r}, expected one of {', '.join(EFFORTS)}, or an EffortPlan")
         if not isinstance(self.ignore_eos, bool):
@@ -82,9 +86,19 @@ class SamplingParams:
             stop=list(stop),
             ignore_eos=self.ignore_eos,
             logprobs=None if self.logprobs is None else integer("logprobs", self.logprobs, 0),
+            thinking=self._policy(),
         )
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "_core", core)
+
+    def _policy(self) -> _core.Policy | None:
+        policy = getattr(self.thinking, "_core", None)
+        if self.thinking is not None and not isinstance(policy, _core.Policy):
+            raise ValueError(f"thinking: got {self.thinking!r}, expected a farthing.reasoning.Policy")
+        if self.thinking_budget is None:
+            return policy
+        budget = integer("thinking_budget", self.thinking_budget, 0, 2**31)
+        return _core.Policy.hard(budget) if policy is None else policy.capped(budget)
 
     def __reduce__(self) -> Any:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_core"}

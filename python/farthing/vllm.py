@@ -1,4 +1,4 @@
-"""Drafters in vLLM: a proposer for its ``custom_class`` method, and our suffix cache for its ``suffix`` method.
+"""In vLLM: drafters (a proposer for ``custom_class``, our cache for ``suffix``), and thinking budgets.
 
 Importing this module imports nothing of vLLM.
 """
@@ -23,7 +23,7 @@ from .speculative.engine import Proposer
 from .speculative.host import HostedDrafter, HostedText
 from .speculative.suffix_cache import SuffixDecodingCache, SuffixDecodingDraft
 
-__all__ = ["DrafterProposer", "register_suffix_decoding"]
+__all__ = ["DrafterProposer", "register_suffix_decoding", "thinking_processor"]
 
 # Tokens that tell texts of one length apart before they are compared as a whole.
 _TAIL = 16
@@ -164,3 +164,38 @@ def register_suffix_decoding() -> None:
     sys.modules["arctic_inference"] = package
     sys.modules["arctic_inference.suffix_decoding"] = module
     logging.getLogger("farthing").warning("vLLM's suffix decoding uses farthing's cache (FARTHING_VLLM_SUFFIX=1)")
+
+
+def thinking_processor() -> type:
+    """The class of a logits processor that keeps thinking within the budgets of requests.
+
+    It serves vLLM's V1 and V2 model runners alike. Each request says in ``SamplingParams.extra_args`` what it wants:
+    ``thinking_budget``, a hard number of tokens, and ``thinking``, the arguments of a `farthing.reasoning.Policy`; one
+    without is left as it is. What can't be read is refused when the request comes. Effort is the chat template's:
+    `farthing.reasoning.resolve_effort` says which ``chat_template_kwargs`` and which budget it takes.
+
+    It is no entry point of ``vllm.logits_processors``, since that would put it into every engine. vLLM's V1 runner
+    takes no logits processors together with speculative decoding. A grammar must leave thinking free (vLLM's
+    ``reasoning_parser`` does that), for it comes before logits processors.
+
+    Raises:
+        UnsupportedError: vLLM is not installed.
+
+    Example:
+        ```python
+        llm = vllm.LLM(model, logits_processors=["farthing.vllm:ThinkingProcessor"])
+        llm.chat(messages, vllm.SamplingParams(max_tokens=2048, extra_args={"thinking_budget": 512}))
+        ```
+
+        On the command line, ``vllm serve MODEL --logits-processors farthing.vllm:ThinkingProcessor``; requests then
+        carry ``"vllm_xargs": {"thinking_budget": 512}``; there ``thinking`` is JSON in a text.
+    """
+    from .reasoning.vllm import make_processor
+
+    return make_processor()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ThinkingProcessor":
+        return thinking_processor()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -81,12 +81,6 @@ def test_parameters_are_values():
     assert "_core" not in repr(params)
 
 
-@pytest.mark.parametrize("option", [{"thinking_budget": 100}])
-def test_options_of_later_days_say_what_works(option):
-    with pytest.raises(ft.UnsupportedError, match="leave it None"):
-        ft.SamplingParams(**option)
-
-
 def test_unknown_options_are_errors():
     with pytest.raises(TypeError, match="top_q"):
         ft.SamplingParams(top_q=0.5)

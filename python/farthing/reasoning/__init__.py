@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .comparison import Comparison, compare, plot
     from .consistency import Consensus, self_consistency
+    from .controller import Controller, ThinkSpec
     from .divergence import Divergence, linear_divergence, logits_divergence
     from .effort import EFFORTS, EffortPlan, resolve_effort
     from .evaluation import evaluate
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from .interpolation import interpolate
     from .levels import Settled, truncation_levels
     from .opsdc import DIFFICULTY_AWARE, UNIFORM, PromptPair, Schedule, States, chat_pairs, opsdc_loss
+    from .policy import REFLECTION_WORDS, Policy
+    from .remote import RemoteAnswer, two_phase
     from .report import Answer, Report
     from .rollouts import EngineRollouts, TransformersRollouts
     from .tasks import Item, question, read_items
@@ -23,10 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DIFFICULTY_AWARE",
     "EFFORTS",
+    "REFLECTION_WORDS",
     "UNIFORM",
     "Answer",
     "Comparison",
     "Consensus",
+    "Controller",
     "Divergence",
     "EffortPlan",
     "EngineRollouts",
@@ -34,12 +39,15 @@ __all__ = [
     "Grader",
     "Item",
     "Opsdc",
+    "Policy",
     "PromptPair",
+    "RemoteAnswer",
     "Report",
     "Schedule",
     "Settled",
     "States",
     "StepReport",
+    "ThinkSpec",
     "TransformersRollouts",
     "chat_pairs",
     "compare",
@@ -54,6 +62,7 @@ __all__ = [
     "resolve_effort",
     "self_consistency",
     "truncation_levels",
+    "two_phase",
 ]
 
 # Nothing is imported before it is used: every `SamplingParams` comes by here, and training needs torch.
@@ -63,6 +72,8 @@ _HOMES = {
     "plot": "comparison",
     "Consensus": "consistency",
     "self_consistency": "consistency",
+    "Controller": "controller",
+    "ThinkSpec": "controller",
     "Divergence": "divergence",
     "linear_divergence": "divergence",
     "logits_divergence": "divergence",
@@ -82,6 +93,10 @@ _HOMES = {
     "States": "opsdc",
     "chat_pairs": "opsdc",
     "opsdc_loss": "opsdc",
+    "REFLECTION_WORDS": "policy",
+    "Policy": "policy",
+    "RemoteAnswer": "remote",
+    "two_phase": "remote",
     "Answer": "report",
     "Report": "report",
     "EngineRollouts": "rollouts",

@@ -9,9 +9,9 @@ pub struct Ledger {
     pub prompt_tokens: u64,
     /// Prompt tokens whose keys and values were found ready.
     pub cached_tokens: u64,
-    /// Generated tokens inside a thinking span.
+    /// Drawn tokens inside a thinking span.
     pub thinking_tokens: u64,
-    /// Generated tokens outside a thinking span, the end token included.
+    /// Drawn tokens outside a thinking span, markers and the end token included.
     pub answer_tokens: u64,
     /// Generated tokens that were dictated, not drawn.
     pub forced_tokens: u64,
@@ -51,9 +51,9 @@ pub struct Prices {
 }
 
 impl Ledger {
-    /// Generated tokens, thinking and answer.
+    /// Generated tokens: thinking, dictated ones and answer.
     pub fn output_tokens(&self) -> u64 {
-        self.thinking_tokens + self.answer_tokens
+        self.thinking_tokens + self.forced_tokens + self.answer_tokens
     }
 
     /// What the request cost, in the currency of `prices`.

@@ -15,6 +15,7 @@ mod matrix;
 mod moe;
 mod plan;
 mod product;
+mod reasoning;
 mod reasoning_effort;
 mod speculation;
 mod speculative_heads;
@@ -47,6 +48,8 @@ mod _core {
     use super::plan::{Plan, plan};
     #[pymodule_export]
     use super::product::share_threads;
+    #[pymodule_export]
+    use super::reasoning::{Controller, Lexicon, Policy, ThinkSpec};
     #[pymodule_export]
     use super::reasoning_effort::{Dialect, EffortPlan};
 

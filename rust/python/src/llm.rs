@@ -13,6 +13,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{FarthingError, exception};
 use crate::ledger::{EngineLedger, Ledger};
+use crate::reasoning::{Lexicon, Policy};
 use crate::reasoning_effort::Dialect;
 use crate::speculation::{Maker, Proposer, SpeculationReport};
 
@@ -29,7 +30,7 @@ pub(crate) struct Sampling(pub(crate) SamplingParams);
 impl Sampling {
     #[new]
     #[pyo3(signature = (*, max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
-        frequency_penalty, seed, stop, ignore_eos, logprobs))]
+        frequency_penalty, seed, stop, ignore_eos, logprobs, thinking))]
     fn new(
         max_tokens: usize,
         temperature: f32,
@@ -43,6 +44,7 @@ impl Sampling {
         stop: Vec<String>,
         ignore_eos: bool,
         logprobs: Option<usize>,
+        thinking: Option<&Policy>,
     ) -> PyResult<Self> {
         let params = SamplingParams {
             max_tokens,
@@ -57,6 +59,7 @@ impl Sampling {
             stop,
             ignore_eos,
             logprobs,
+            thinking: thinking.map(|policy| policy.0.clone()),
         };
         params.validate().map_err(exception)?;
         Ok(Sampling(params))
@@ -75,6 +78,16 @@ impl Completion {
     #[getter]
     fn text(&self) -> &str {
         &self.0.text
+    }
+
+    #[getter]
+    fn thinking(&self) -> Option<&str> {
+        self.0.thinking.as_deref()
+    }
+
+    #[getter]
+    fn thinking_stop(&self) -> Option<&'static str> {
+        self.0.thinking_stop.map(farthing::reasoning::Stop::name)
     }
 
     #[getter]
@@ -101,8 +114,11 @@ impl Completion {
 
 /// What a stream delivers to Python.
 #[derive(IntoPyObject)]
+#[expect(clippy::large_enum_variant, reason = "a piece is handed on at once")]
 pub(crate) enum Piece {
     Text(String),
+    /// One text alone in a tuple.
+    Thinking((String,)),
     Progress((usize, usize)),
     Done(Completion),
 }
@@ -137,10 +153,11 @@ impl Stream {
 
 #[pymethods]
 impl Stream {
-    /// The next event: text, (computed, total) prompt tokens, or the completion, which is the last.
+    /// The next event: text, thinking alone in a tuple, (computed, total) prompt tokens, or the completion, which is the last.
     fn next(&self, py: Python<'_>) -> PyResult<Piece> {
         match self.event(py)? {
             Event::Text(text) => Ok(Piece::Text(text)),
+            Event::Thinking(text) => Ok(Piece::Thinking((text,))),
             Event::Progress { computed, total } => Ok(Piece::Progress((computed, total))),
             Event::Done(completion) => Ok(Piece::Done(Completion(*completion))),
             Event::Failed(error) => Err(exception(error)),
@@ -153,7 +170,7 @@ impl Stream {
             match self.event(py)? {
                 Event::Done(completion) => return Ok(Completion(*completion)),
                 Event::Failed(error) => return Err(exception(error)),
-                Event::Text(_) | Event::Progress { .. } => py.check_signals()?,
+                Event::Text(_) | Event::Thinking(_) | Event::Progress { .. } => py.check_signals()?,
             }
         }
     }
@@ -326,6 +343,16 @@ impl Llm {
     fn decode(&self, py: Python<'_>, ids: Vec<u32>, skip_special: bool) -> PyResult<String> {
         let tokenizer = self.0.tokenizer().map_err(exception)?;
         Ok(py.detach(|| tokenizer.decode(&ids, skip_special)))
+    }
+
+    /// The spellings of the vocabulary, special tokens as they are written.
+    fn lexicon(&self, py: Python<'_>) -> PyResult<Lexicon> {
+        py.detach(|| self.0.lexicon()).map(Lexicon).map_err(exception)
+    }
+
+    /// Tokens that end an answer.
+    fn end_tokens(&self) -> Vec<u32> {
+        self.0.end_tokens().to_vec()
     }
 
     fn explain(&self) -> Vec<MatrixReport> {

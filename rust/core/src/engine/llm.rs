@@ -2,6 +2,7 @@
 
 use super::cache::Cache;
 use super::lock;
+use super::markings::Markings;
 use super::options::Options;
 use super::profile::StepCost;
 use super::request::{Completion, Event, Prompt, Request};
@@ -9,6 +10,7 @@ use super::scheduler::{Limits, Scheduler};
 use super::sequence::{Answer, Purpose, Sequence};
 use super::speculation::{Drafting, Host, Speculation, SpeculationReport};
 use super::step::{Engine, Notices};
+use super::thinking::Thinking;
 use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
 use crate::ledger::{EngineLedger, Ledger};
@@ -17,7 +19,7 @@ use crate::load::text::Text;
 use crate::load::{ChatTemplate, TemplateOptions, Tokenizer};
 use crate::model::config::Config;
 use crate::model::{MatrixReport, Model, Scratch};
-use crate::reasoning::Dialect;
+use crate::reasoning::{Dialect, Lexicon};
 use crate::speculative::tree::DraftTree;
 use farthing_kernels::attention::PAGE;
 use farthing_kernels::isa::Isa;
@@ -52,6 +54,7 @@ pub struct Llm {
     notices: Arc<Mutex<Notices>>,
     thread: Option<JoinHandle<()>>,
     text: Text,
+    thinking: Markings,
     config: Config,
     report: Vec<MatrixReport>,
     resident_bytes: u64,
@@ -104,6 +107,7 @@ impl Llm {
         Isa::requested()?;
         let checkpoint = Checkpoint::open(path)?;
         let text = Text::of(&checkpoint)?;
+        let thinking = Markings::of(&text);
         let total = checkpoint.tensors().map(|tensor| tensor.nbytes() as u64).sum();
         let report = |done| progress(Progress { done, total });
         let threads = options.threads.unwrap_or_else(default_threads);
@@ -173,6 +177,7 @@ impl Llm {
             notices,
             thread: Some(thread),
             text,
+            thinking,
             config,
             report: matrices,
             resident_bytes,
@@ -217,7 +222,11 @@ impl Llm {
             let (sender, events) = channel();
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let sampling = request.sampling;
+            let most = sampling.max_tokens.min(self.context - tokens.len());
+            let read = if embeddings.is_some() { &[][..] } else { &tokens };
+            let thinking = self.thinking.controller(&self.text, &sampling, read, most)?.map(Thinking::new);
             let answer = Answer {
+                thinking,
                 seed: sampling.seed.unwrap_or_else(fresh_seed),
                 counts: TokenCounts::of(&tokens, &[]),
                 detokenizer: self.text.tokenizer.clone().map(Detokenizer::new),
@@ -232,6 +241,7 @@ impl Llm {
             };
             let mut sequence = sequence(id, tokens, Purpose::Answer(Box::new(answer)));
             sequence.embeddings = embeddings;
+            sequence.admit(self.context);
             sequences.push(sequence);
             streams.push(Stream { events, id, shared: Arc::clone(&self.shared), ended: false });
         }
@@ -307,6 +317,16 @@ impl Llm {
     pub fn tokenizer(&self) -> Result<&Arc<Tokenizer>, Error> {
         let missing = || Error::unsupported("text without a tokenizer", "give prompts as token ids");
         self.text.tokenizer.as_ref().ok_or_else(missing)
+    }
+
+    /// The spellings of the vocabulary; made at the first call.
+    pub fn lexicon(&self) -> Result<Arc<Lexicon>, Error> {
+        Ok(self.thinking.lexicon(self.tokenizer()?))
+    }
+
+    /// Tokens that end an answer.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.text.end_tokens
     }
 
     /// The prompt that the chat template makes of `messages`, ready for [`Prompt::Rendered`].
@@ -425,7 +445,7 @@ impl Stream {
             match self.next(Duration::from_hours(1)) {
                 Some(Event::Done(completion)) => return Ok(*completion),
                 Some(Event::Failed(error)) => return Err(error),
-                Some(Event::Text(_) | Event::Progress { .. }) | None => {}
+                Some(Event::Text(_) | Event::Thinking(_) | Event::Progress { .. }) | None => {}
             }
         }
     }

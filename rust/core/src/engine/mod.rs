@@ -7,11 +7,13 @@ pub mod request;
 mod draft_logits;
 mod draft_model;
 mod llm;
+mod markings;
 mod profile;
 mod scheduler;
 mod sequence;
 mod speculation;
 mod step;
+mod thinking;
 
 pub use draft_logits::draft_logits;
 pub use draft_model::{DraftModel, DraftModelOptions};

@@ -2,6 +2,7 @@
 
 use crate::error::Error;
 use crate::ledger::Ledger;
+use crate::reasoning::{Policy, Stop};
 use farthing_kernels::sample::Sampling;
 
 /// A prompt, as text or as token ids.
@@ -26,7 +27,7 @@ pub struct Embeddings {
     pub positions: Vec<u32>,
 }
 
-/// How the tokens of an answer are drawn. Order: penalties, temperature, min-p, top-k, top-p; Gumbel-max noise keyed by
+/// How the tokens of an answer are drawn. Order: penalties, banned tokens and the ramp of thinking, temperature, min-p, top-k, top-p; Gumbel-max noise keyed by
 /// the seed and counted by (absolute position, token).
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
@@ -48,12 +49,14 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Noise key; `None` draws a fresh one.
     pub seed: Option<u64>,
-    /// The answer ends before the first of these texts.
+    /// The answer ends before the first of these texts; in thinking they mean nothing.
     pub stop: Vec<String>,
     /// Go on after the end-of-sequence token.
     pub ignore_eos: bool,
     /// Report the log-probabilities of the drawn token and of this many likeliest ones.
     pub logprobs: Option<usize>,
+    /// How much thinking is wanted; `None` leaves it to the model.
+    pub thinking: Option<Policy>,
 }
 
 impl Default for SamplingParams {
@@ -71,6 +74,7 @@ impl Default for SamplingParams {
             stop: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            thinking: None,
         }
     }
 }
@@ -90,6 +94,7 @@ impl SamplingParams {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             allowed: None,
+            lift: None,
             seed,
             position: position as u64,
             top_logprobs: self.logprobs.unwrap_or(0),
@@ -122,7 +127,8 @@ impl SamplingParams {
             "texts of at least one character",
         )?;
         let logprobs = self.logprobs.unwrap_or(0);
-        check(logprobs <= MAX_LOGPROBS, "logprobs", &logprobs, "at most 20")
+        check(logprobs <= MAX_LOGPROBS, "logprobs", &logprobs, "at most 20")?;
+        self.thinking.as_ref().map_or(Ok(()), Policy::validate)
     }
 }
 
@@ -171,15 +177,19 @@ pub struct TokenLogprobs {
 /// A finished answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {
-    /// The answer's text, without the stop text; empty when the model has no tokenizer.
+    /// The answer's text, without thinking and stop text; empty when the model has no tokenizer.
     pub text: String,
+    /// What the model thought, without markers; `None` when it never began to.
+    pub thinking: Option<String>,
+    /// Why it ended thinking; `None` when it never began to.
+    pub thinking_stop: Option<Stop>,
     /// The generated ids, the end token included when one was drawn.
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// What it cost.
     pub ledger: Ledger,
-    /// Per generated token, if asked for.
+    /// Per generated token, if asked for; a dictated token has 0 and no alternatives.
     pub logprobs: Option<Vec<TokenLogprobs>>,
 }
 
@@ -193,8 +203,10 @@ pub enum Event {
         /// Prompt tokens in all.
         total: usize,
     },
-    /// The next piece of text; never half a character.
+    /// The next piece of the answer's text; never half a character.
     Text(String),
+    /// The next piece of thinking.
+    Thinking(String),
     /// The answer is complete; the last event.
     Done(Box<Completion>),
     /// The request failed; the last event.

@@ -2,10 +2,12 @@
 
 use super::cache::Table;
 use super::request::{Completion, Embeddings, Event, FinishReason, SamplingParams, TokenLogprobs};
+use super::thinking::{Piece, Thinking};
 use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
 use crate::ledger::{Ledger, Pass};
 use crate::model::Row;
+use crate::reasoning::Controller;
 use crate::speculative::tree::DraftTree;
 use crate::speculative::verify::{Shape, follow};
 use farthing_kernels::sample::{Sampling, TokenCounts, sample};
@@ -45,6 +47,8 @@ pub(super) struct Answer {
     pub(super) logprobs: Vec<TokenLogprobs>,
     pub(super) events: Sender<Event>,
     pub(super) end_tokens: Vec<u32>,
+    /// For models that mark their thinking, and for requests that say how.
+    pub(super) thinking: Option<Thinking>,
     /// The listener has gone.
     pub(super) deaf: bool,
 }
@@ -137,6 +141,40 @@ impl Sequence {
         }
     }
 
+    /// Takes drafts away that may not stand where they are, whatever the model says.
+    pub(super) fn prune(&mut self) {
+        let Purpose::Answer(answer) = &self.purpose else { return };
+        let Some(Thinking { controller, .. }) = answer.thinking.as_ref().filter(|it| it.controller.steers()) else {
+            return;
+        };
+        let mut ahead: Vec<Option<Controller>> = Vec::with_capacity(self.tree.len());
+        for node in self.tree.nodes() {
+            let before = node.parent.map_or(Some(controller), |parent| ahead[parent as usize].as_ref());
+            // What is dictated comes in a pass of its own, without drafts.
+            let next = before.filter(|before| before.forced().is_none() && before.permits(node.token)).map(|before| {
+                let mut next = before.clone();
+                next.push(node.token);
+                next
+            });
+            ahead.push(next);
+        }
+        self.tree.retain(|node| ahead[node].is_some());
+    }
+
+    /// Takes in what is dictated before anything is drawn, as far as one token can still be drawn; `limit`: tokens of the
+    /// longest sequence.
+    pub(super) fn admit(&mut self, limit: usize) {
+        let Purpose::Answer(answer) = &mut self.purpose else { return };
+        let most = limit.min(self.prompt.saturating_add(answer.sampling.max_tokens)).saturating_sub(1);
+        while self.tokens.len() < most
+            && let Some(token) = answer.dictated()
+        {
+            self.tokens.push(token);
+            // A stop text can't be in what is dictated before the answer.
+            answer.accept(token, true);
+        }
+    }
+
     /// Takes the logits of this sequence's wanted rows after a pass over `rows` rows and its tree; says how it ends, if
     /// it does.
     ///
@@ -168,24 +206,39 @@ impl Sequence {
         let ended = follow(&Shape::from(&self.tree), |row, _| {
             path.push(row);
             let logits = &mut logits[row * vocab..(row + 1) * vocab];
-            let token = answer.draw(logits, self.tokens.len()).map_err(Ending::Failed)?;
-            self.tokens.push(token);
+            let token = answer.draw(logits, self.tokens.len()).map_err(|error| Some(Ending::Failed(error)))?;
             self.first_token.get_or_insert(now);
-            self.ledger.answer_tokens += 1;
-            let full = self.tokens.len() - prompt >= answer.sampling.max_tokens || self.tokens.len() >= limit;
-            match answer.accept(token).or(full.then_some(FinishReason::Length)) {
-                Some(reason) => Err(Ending::Finished(reason)),
-                None if answer.deaf => Err(Ending::Finished(FinishReason::Cancelled)),
-                None => Ok(token),
+            let full = |tokens: &[u32], answer: &Answer| {
+                tokens.len() - prompt >= answer.sampling.max_tokens || tokens.len() >= limit
+            };
+            let mut reason = None;
+            if let Some(token) = token {
+                self.tokens.push(token);
+                reason = answer.accept(token, false).or(full(&self.tokens, answer).then_some(FinishReason::Length));
+            }
+            // What is dictated is known: it goes into the next pass together.
+            let known = self.tokens.len();
+            while reason.is_none()
+                && let Some(token) = answer.dictated()
+            {
+                self.tokens.push(token);
+                reason = answer.accept(token, true).or(full(&self.tokens, answer).then_some(FinishReason::Length));
+            }
+            match (reason, token) {
+                (Some(reason), _) => Err(Some(Ending::Finished(reason))),
+                (None, _) if answer.deaf => Err(Some(Ending::Finished(FinishReason::Cancelled))),
+                (None, Some(token)) if self.tokens.len() == known => Ok(token),
+                (None, _) => Err(None),
             }
         });
-        ended.err()
+        ended.err().flatten()
     }
 
     /// Ends the sequence and tells whoever waits for it.
     pub(super) fn finish(&mut self, finish_reason: FinishReason, now: Instant) {
         let started = self.started.unwrap_or(now);
         let first = self.first_token.unwrap_or(now);
+        let generated = self.tokens.len() - self.prompt;
         self.ledger.prompt_tokens = self.prompt as u64;
         self.ledger.queue_seconds = (started - self.submitted).as_secs_f64();
         self.ledger.prefill_seconds = (first - started).as_secs_f64();
@@ -193,8 +246,16 @@ impl Sequence {
         match &mut self.purpose {
             Purpose::Answer(answer) => {
                 answer.flush(finish_reason);
+                let (thinking, thinking_stop) = answer.thinking.as_mut().map(Thinking::outcome).unwrap_or_default();
+                if let Some(Thinking { controller, .. }) = &answer.thinking {
+                    self.ledger.thinking_tokens = controller.thinking_tokens() as u64;
+                    self.ledger.forced_tokens = controller.forced_tokens() as u64;
+                }
+                self.ledger.answer_tokens = generated as u64 - self.ledger.thinking_tokens - self.ledger.forced_tokens;
                 let completion = Completion {
                     text: std::mem::take(&mut answer.text),
+                    thinking,
+                    thinking_stop,
                     token_ids: self.tokens[self.prompt..].to_vec(),
                     finish_reason,
                     ledger: self.ledger.clone(),
@@ -237,26 +298,65 @@ impl Answer {
         self.sampling.at(self.seed, position)
     }
 
-    /// Draws the token at `position` from its logits `(vocab,)`.
-    fn draw(&mut self, logits: &mut [f32], position: usize) -> Result<u32, Error> {
-        let sampling = self.sampling(position);
+    /// Draws the token at `position` from its logits `(vocab,)`; none when the draw ends thinking, or something else is
+    /// dictated there.
+    fn draw(&mut self, logits: &mut [f32], position: usize) -> Result<Option<u32>, Error> {
+        if self.dictated().is_some() {
+            return Ok(None);
+        }
+        let mut sampling = self.sampling(position);
+        if let Some(thinking) = &mut self.thinking {
+            thinking.constrain(&mut sampling, logits.len());
+        }
         let draw = sample(logits, &sampling, &self.counts).map_err(|error| Error::NoToken { position, error })?;
+        if self.thinking.as_mut().is_some_and(|thinking| thinking.controller.redirect(draw.token)) {
+            return Ok(None);
+        }
         if self.sampling.logprobs.is_some() {
             self.logprobs.push(TokenLogprobs { token: draw.token, logprob: draw.logprob, top: draw.top });
         }
-        Ok(draw.token)
+        Ok(Some(draw.token))
     }
 
-    /// Takes in a drawn token; says why the answer ends with it, if it does.
-    fn accept(&mut self, token: u32) -> Option<FinishReason> {
+    /// The token that must come next.
+    pub(super) fn dictated(&self) -> Option<u32> {
+        self.thinking.as_ref()?.controller.forced()
+    }
+
+    /// Takes in a token, drawn or dictated; says why the answer ends with it, if it does.
+    pub(super) fn accept(&mut self, token: u32, dictated: bool) -> Option<FinishReason> {
         self.counts.push(token);
-        if !self.sampling.ignore_eos && self.end_tokens.contains(&token) {
+        if dictated && self.sampling.logprobs.is_some() {
+            self.logprobs.push(TokenLogprobs { token, logprob: 0.0, top: Vec::new() });
+        }
+        let ends = !dictated && !self.sampling.ignore_eos && self.end_tokens.contains(&token);
+        let detokenizer = self.detokenizer.as_mut().filter(|_| !ends);
+        let piece = detokenizer.map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
+        let (ends_thinking, pieces) = match &mut self.thinking {
+            Some(thinking) => thinking.take(token, piece),
+            None => (false, vec![Piece::Answer(piece)]),
+        };
+        if ends && !ends_thinking {
             return Some(FinishReason::Stop);
         }
-        let piece = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(token)).unwrap_or_default();
-        let found = self.stops.push(&piece);
-        self.emit(found.text);
-        found.stopped.then_some(FinishReason::Stop)
+        self.write(pieces)
+    }
+
+    /// Lets out text; says whether a stop text ends the answer.
+    fn write(&mut self, pieces: Vec<Piece>) -> Option<FinishReason> {
+        for piece in pieces {
+            match piece {
+                Piece::Thinking(text) => self.send(Event::Thinking(text)),
+                Piece::Answer(text) => {
+                    let found = self.stops.push(&text);
+                    self.emit(found.text);
+                    if found.stopped {
+                        return Some(FinishReason::Stop);
+                    }
+                }
+            }
+        }
+        None
     }
 
     fn emit(&mut self, text: String) {
@@ -272,8 +372,11 @@ impl Answer {
             return;
         }
         let rest = self.detokenizer.as_mut().map(Detokenizer::finish).unwrap_or_default();
-        let found = self.stops.push(&rest);
-        self.emit(found.text);
+        let pieces = match &mut self.thinking {
+            Some(thinking) => thinking.finish(rest),
+            None => vec![Piece::Answer(rest)],
+        };
+        self.write(pieces);
         let held = self.stops.finish();
         self.emit(held);
     }

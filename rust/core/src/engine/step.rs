@@ -134,6 +134,7 @@ impl Engine {
         let rows = plan.rows.iter().map(|(_, rows)| rows).sum();
         drafting.draft(&Host { model, pool, tokenizer: tokenizer.as_deref() }, &mut wanted, rows);
         for Wanted { sequence, .. } in wanted {
+            sequence.prune();
             let tokens = sequence.tokens.len() + sequence.tree.len();
             if !sequence.tree.is_empty() && !cache.reserve(&mut sequence.table, tokens) {
                 sequence.tree.clear();

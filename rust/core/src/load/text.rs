@@ -17,6 +17,8 @@ pub struct Text {
     pub tokenizer: Option<Arc<Tokenizer>>,
     /// `None` for models that are no chat models; a template that doesn't compile fails only those who use it.
     pub template: Option<Result<ChatTemplate, TemplateError>>,
+    /// The template as it is written.
+    pub template_source: Option<String>,
     /// Tokens that end an answer, known even without a tokenizer.
     pub end_tokens: Vec<u32>,
 }
@@ -36,8 +38,8 @@ impl Text {
         } else {
             stated
         };
-        let template = source.map(|source| ChatTemplate::new(&source));
-        Ok(Text { tokenizer: tokenizer.map(Arc::new), template, end_tokens })
+        let template = source.as_deref().map(ChatTemplate::new);
+        Ok(Text { tokenizer: tokenizer.map(Arc::new), template, template_source: source, end_tokens })
     }
 }
 

@@ -2,6 +2,7 @@
 //! are known, and, by rendering, which of them change anything.
 
 use super::effort::{Effort, Placement};
+use super::pairs::PAIRS;
 use crate::load::{ChatTemplate, TemplateOptions};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
@@ -14,17 +15,6 @@ const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
 const BUDGET: &str = "thinking_budget";
 /// A value that no template knows.
 const UNKNOWN: &str = "farthing-unknown";
-
-/// What begins and ends the thinking.
-const MARKERS: [(&str, &str); 7] = [
-    ("<|channel|>analysis<|message|>", "<|end|>"),
-    ("[THINK]", "[/THINK]"),
-    ("<seed:think>", "</seed:think>"),
-    ("◁think▷", "◁/think▷"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|think|>", "<|end|>"),
-    ("<think>", "</think>"),
-];
 
 /// A family by what its templates alone contain: all of `marks`. Earlier ones go first.
 struct Family {
@@ -129,7 +119,7 @@ impl Dialect {
             levels: Levels::default(),
             switch: None,
             budget: None,
-            markers: MARKERS.into_iter().find(|(start, _)| source.contains(start)),
+            markers: PAIRS.iter().find(|pair| source.contains(pair.start)).map(|pair| (pair.start, pair.end)),
             assumed: None,
             placement: probe.placement(),
         };

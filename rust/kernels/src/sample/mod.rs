@@ -1,6 +1,6 @@
 //! One draw from a row of logits: processors, truncation without a full sort, and Gumbel-max.
 //!
-//! Order: repetition, frequency and presence penalties, allowed tokens, temperature, min-p, top-k, top-p. The noise of
+//! Order: repetition, frequency and presence penalties, allowed tokens, a lift, temperature, min-p, top-k, top-p. The noise of
 //! a token is a function of (seed, position, token) alone, so equal distributions give equal tokens whatever else runs.
 
 mod counts;
@@ -14,6 +14,17 @@ use crate::vector::{Kernel, LANES, Simd, dispatch};
 
 pub use counts::TokenCounts;
 use truncate::Cut;
+
+/// Lifts one token's logit towards the greatest one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lift {
+    /// The token.
+    pub token: u32,
+    /// Part of the way, 0 to 1.
+    pub strength: f32,
+    /// The way ends so far below the greatest logit, at least 0.
+    pub margin: f32,
+}
 
 /// How a row of logits becomes a token.
 #[derive(Clone, Debug)]
@@ -35,6 +46,8 @@ pub struct Sampling<'a> {
     pub frequency_penalty: f32,
     /// Bit `token % 64` of word `token / 64` says whether the token may be drawn; `None` allows all.
     pub allowed: Option<&'a [u64]>,
+    /// Applied to what penalties and the allowed tokens leave; never lowers a logit, nor lifts a forbidden one.
+    pub lift: Option<Lift>,
     /// Key of the noise.
     pub seed: u64,
     /// Absolute position of the token to be drawn; counter of the noise.
@@ -55,6 +68,7 @@ impl Default for Sampling<'_> {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             allowed: None,
+            lift: None,
             seed: 0,
             position: 0,
             top_logprobs: 0,
@@ -148,7 +162,13 @@ impl Kernel for Sample<'_> {
             *logprob -= normaliser;
         }
         // Raw logits of the tokens that penalties change.
-        let raw = history.penalise(logits, sampling);
+        let mut raw = history.penalise(logits, sampling);
+        if let Some(Lift { token, .. }) = sampling.lift
+            && let Some(&logit) = logits.get(token as usize)
+            && !raw.iter().any(|(changed, _)| *changed == token)
+        {
+            raw.push((token, logit));
+        }
         let row = Row::new(simd, logits, sampling)?;
         let token = if sampling.temperature == 0.0 {
             row.mode(simd)
@@ -247,6 +267,11 @@ impl<'a> Row<'a> {
     fn new<S: Simd>(simd: S, logits: &'a mut [f32], sampling: &Sampling<'_>) -> Result<Row<'a>, SampleError> {
         forbid(simd, logits, sampling.allowed);
         let greatest = greatest(simd, logits)?;
+        if let Some(Lift { token, strength, margin }) = sampling.lift
+            && let Some(logit) = logits.get_mut(token as usize).filter(|logit| **logit > f32::NEG_INFINITY)
+        {
+            *logit = logit.max(strength.mul_add(greatest - margin - *logit, *logit));
+        }
         // A temperature that has no finite inverse is as good as 0.
         Ok(Row { logits, greatest, inverse: (1.0 / sampling.temperature).min(f32::MAX) })
     }

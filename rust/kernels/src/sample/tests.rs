@@ -302,3 +302,25 @@ fn a_vanishing_temperature_is_greedy() {
     let draw = sample(&mut [0.0, 1.0, 0.999, -3.0], &sampling, &TokenCounts::default());
     assert_eq!(draw.unwrap().token, 1);
 }
+
+#[test]
+fn a_lift_ends_below_the_greatest_and_reports_the_raw_probability() {
+    let lift = |strength, margin| Some(Lift { token: 2, strength, margin });
+    let greedy = Sampling { temperature: 0.0, top_logprobs: 0, ..Sampling::default() };
+    let mut row = [1.0, 4.0, -2.0];
+    let draw = sample(&mut row, &Sampling { lift: lift(0.5, 1.0), ..greedy.clone() }, &TokenCounts::default()).unwrap();
+    assert_eq!((draw.token, row), (1, [1.0, 4.0, 0.5]));
+    // Beside a ban of the greatest, the whole way makes it win.
+    let allowed = [0b101u64];
+    let all = Sampling { allowed: Some(&allowed), lift: lift(1.0, 0.0), ..greedy.clone() };
+    let mut row = [1.0, 4.0, 2.0];
+    let draw = sample(&mut row, &all, &TokenCounts::default()).unwrap();
+    let expected = 2.0 - (1.0f32.exp() + 4.0f32.exp() + 2.0f32.exp()).ln();
+    assert!(draw.token == 2 && (draw.logprob - expected).abs() < 1e-5, "{draw:?}");
+    // A forbidden token stays so.
+    let allowed = [0b011u64];
+    let mut row = [1.0, 4.0, 2.0];
+    sample(&mut row, &Sampling { allowed: Some(&allowed), lift: lift(1.0, 0.0), ..greedy }, &TokenCounts::default())
+        .unwrap();
+    assert_eq!(row[2], f32::NEG_INFINITY);
+}
