@@ -42,12 +42,16 @@ class Step:
     teacher_weight: torch.Tensor
     peaks: list[int] = field(default_factory=list)
 
+    def to(self, dtype: torch.dtype) -> Step:
+        """Leaves of another type."""
+        return Step(*(x.detach().to(dtype) for x in (self.hidden, self.weight, self.teacher, self.teacher_weight)))
+
     def clear(self) -> None:
         """Forgets gradients."""
         self.hidden.grad = self.weight.grad = None
 
 
-def inputs(rows: int, vocabulary: int, width: int, dtype: torch.dtype) -> Step:
+def inputs(rows: int, vocabulary: int, width: int) -> Step:
     """Rows as language models make them: a favourite with 0.78, some other tokens with 0.21, the rest with 0.01.
 
     The other tokens follow a power law, in which they are common and how likely each is. The teacher's logits of these
@@ -71,7 +75,7 @@ def inputs(rows: int, vocabulary: int, width: int, dtype: torch.dtype) -> Step:
         for states, logits in ((hidden, targets), (teacher, targets + normal(len(some)))):
             states[row] = torch.linalg.lstsq(some, logits[:, None], driver="gelsd").solution[:, 0]
     teacher_weight = weight + normal(vocabulary, width).mul_(0.02 * width**-0.5)
-    return Step(*(x.to(dtype) for x in (hidden, weight, teacher, teacher_weight)))
+    return Step(hidden, weight, teacher, teacher_weight)
 
 
 def naive(step: Step) -> torch.Tensor:
@@ -165,7 +169,7 @@ def table(step: Step, trained: bool, rounds: int) -> None:
     step.weight.requires_grad_(trained)
     dtype = step.hidden.dtype
     every = ways()
-    exact = Step(*(x.detach().float() for x in vars(step).values() if isinstance(x, torch.Tensor)))
+    exact = step.to(torch.float32)
     exact.hidden.requires_grad_()
     exact.weight.requires_grad_(trained)
     wanted = naive(exact)
@@ -219,8 +223,9 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=["frozen", "trained"], choices=["frozen", "trained"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    made = inputs(options.rows, options.vocabulary, options.width)
     for dtype in options.dtypes:
-        step = inputs(options.rows, options.vocabulary, options.width, getattr(torch, dtype))
+        step = made.to(getattr(torch, dtype))
         with torch.no_grad():
             top = float(F.linear(step.hidden, step.weight).float().softmax(-1).amax(-1).mean())
         for head in options.heads:

@@ -223,7 +223,8 @@ fn run<A: Number, B: Number<Wide = A::Wide>>(job: &Job<'_>, x: &mut [A], versus:
             let (x, row) = unsafe { (all_x.slice(i * v..(i + 1) * v), &mut all_rows.slice(i..i + 1)[0]) };
             match versus {
                 Versus::Teacher(y) => {
-                    scratch.teacher(job.isa, &y[i * v..(i + 1) * v], &job.versus.unwrap_or(Transform::NONE))
+                    let by = job.versus.unwrap_or(Transform::NONE);
+                    scratch.teacher(job.isa, &y[i * v..(i + 1) * v], &by);
                 }
                 Versus::Labels(labels) => scratch.label(labels[i]),
             }
