@@ -57,7 +57,9 @@ def tokenizer() -> Any:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny random Qwen3."""
     directory = tiny.build(tiny.Tiny("qwen3-thinking", "Qwen3Config", {"head_dim": 16}), tmp_path_factory.mktemp("q"))
-    return transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(directory).eval()
+    loaded.generation_config.update(eos_token_id=SPECIAL.index("<|im_end|>"), pad_token_id=SPECIAL.index("</s>"))
+    return loaded
 
 
 def spans(ids: list[int], opened: bool = True) -> tuple[list[int], list[int]]:
@@ -78,12 +80,12 @@ TEXTS = ("What is 2 + 2?", "Hello", "Why is the sky blue, and the sun not?", "x"
 
 
 @pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("budget", [0, 1, 7, 30])
+@pytest.mark.parametrize("budget", [0, 7, 24])
 def test_a_batch_keeps_its_budget(model: Any, tokenizer: Any, budget: int, sample: bool) -> None:
     """Left padding, other processors beside it, and the same text alone and in the batch."""
     batch = prompts(tokenizer, *TEXTS)
     steer = ft.hf.ThinkingLogitsProcessor(tokenizer, Policy(budget=budget, message="So: ", **HARD), max_new_tokens=400)
-    options: dict[str, Any] = {"max_new_tokens": 64, "do_sample": sample, "repetition_penalty": 1.1}
+    options: dict[str, Any] = {"max_new_tokens": 40, "do_sample": sample, "repetition_penalty": 1.1}
     if sample:
         options |= {"temperature": 1.5, "top_k": 50, "top_p": 0.95}
     torch.manual_seed(0)
@@ -112,13 +114,13 @@ def test_a_batch_keeps_its_budget(model: Any, tokenizer: Any, budget: int, sampl
 def test_the_hard_budget_in_one_word(model: Any, tokenizer: Any) -> None:
     batch = prompts(tokenizer, *TEXTS)
     steer = ft.hf.ThinkingLogitsProcessor(tokenizer, thinking_budget=9)
-    tokens = model.generate(**batch, max_new_tokens=200, do_sample=False, logits_processor=[steer])
+    tokens = model.generate(**batch, max_new_tokens=120, do_sample=False, logits_processor=[steer])
     reports = steer.reports(tokens)
     assert {report.stop for report in reports} <= {"budget", "natural"}
     assert max(report.thinking_tokens for report in reports) == 9
     # The same object serves further calls, with other prompts.
     alone = prompts(tokenizer, "Something else altogether")
-    (report,) = steer.reports(model.generate(**alone, max_new_tokens=200, do_sample=False, logits_processor=[steer]))
+    (report,) = steer.reports(model.generate(**alone, max_new_tokens=120, do_sample=False, logits_processor=[steer]))
     assert report.thinking_tokens <= 9
 
 
@@ -151,13 +153,13 @@ def test_two_phases_say_the_same(model: Any, tokenizer: Any) -> None:
     """Thinking cut by the criterion, its end appended, the answer generated: the processor's text."""
     batch = prompts(tokenizer, TEXTS[2])
     steer = ft.hf.ThinkingLogitsProcessor(tokenizer, thinking_budget=13)
-    whole = model.generate(**batch, max_new_tokens=160, do_sample=False, logits_processor=[steer])
+    whole = model.generate(**batch, max_new_tokens=130, do_sample=False, logits_processor=[steer])
     assert steer.reports(whole)[0].stop == "budget"
     stop = ft.hf.ThinkingStoppingCriteria(tokenizer, thinking_budget=13)
-    first = model.generate(**batch, max_new_tokens=160, do_sample=False, stopping_criteria=[stop])
+    first = model.generate(**batch, max_new_tokens=130, do_sample=False, stopping_criteria=[stop])
     assert first.shape[1] == batch.input_ids.shape[1] + 13
     closed = torch.cat([first, torch.tensor([stop.close])], 1)
-    left = 160 - (closed.shape[1] - batch.input_ids.shape[1])
+    left = 130 - (closed.shape[1] - batch.input_ids.shape[1])
     second = model.generate(closed, attention_mask=torch.ones_like(closed), max_new_tokens=left, do_sample=False)
     assert second.tolist() == whole.tolist()
 
@@ -226,13 +228,13 @@ def test_a_real_tokenizer(smollm2_peer: tuple[Any, Any]) -> None:
         steer.plan.conversation(messages), tokenize=False, add_generation_prompt=True, **steer.plan.template_kwargs
     )
     assert steer.plan.system_suffix in text
-    batch = tokenizer(text + "<think>\nAnn begins with 3 apples", return_tensors="pt", add_special_tokens=False)
+    batch = tokenizer(text + "<think>Ann begins", return_tensors="pt", add_special_tokens=False)
     tokens = model.generate(**batch, max_new_tokens=72, do_sample=False, logits_processor=[steer])
     answer = tokenizer.decode(tokens[0, batch.input_ids.shape[1] :])
     thinking, _, said = answer.partition("</think>")
     (report,) = steer.reports(tokens)
     assert report.stop == "budget"
-    opened = len(tokenizer.encode("\nAnn begins with 3 apples"))
+    opened = len(tokenizer.encode("Ann begins", add_special_tokens=False))
     assert report.thinking_tokens + opened == steer.plan.budget, "what the prompt opened counts, too"
     assert thinking
     assert said.strip()
@@ -332,7 +334,7 @@ class Direction(Enum):
 
 
 def asked(**extra: Any) -> SimpleNamespace:
-    return SimpleNamespace(extra_args=extra or None, max_tokens=100)
+    return SimpleNamespace(extra_args=extra or None, max_tokens=1000)
 
 
 @pytest.fixture

@@ -65,6 +65,8 @@ class _Steered:
                 )
             if thinking_budget is None:
                 thinking_budget = self.plan.budget
+        if policy is None and self.plan is not None and self.plan.effort == "none" and thinking_budget == 0:
+            policy = Policy(message="", ramp=None, loop_guard=False)  # nothing was thought: nothing is handed over
         policy = limited(policy, thinking_budget)
         if policy is None and self.plan is None:
             raise ValueError("policy: got None, expected a policy, a thinking_budget or an effort")
@@ -80,7 +82,7 @@ class _Steered:
         return self._rows.follow(list(input_ids.detach().cpu().numpy().astype(np.int64)))
 
 
-class ThinkingLogitsProcessor(_Steered, LogitsProcessor):  # type: ignore[misc]
+class ThinkingLogitsProcessor(_Steered, LogitsProcessor):
     """A thinking budget for ``model.generate``.
 
     Each row of the batch has a `farthing.reasoning.Controller`, kept from call to call and recognised by its text, so
@@ -165,7 +167,7 @@ class ThinkingLogitsProcessor(_Steered, LogitsProcessor):  # type: ignore[misc]
         return rows
 
 
-class ThinkingStoppingCriteria(_Steered, StoppingCriteria):  # type: ignore[misc]
+class ThinkingStoppingCriteria(_Steered, StoppingCriteria):
     """Ends ``generate`` where the thinking ends, by itself or because its budget is spent.
 
     It is the first phase of the two-phase method that Qwen documents: generate the thinking, append `close`, generate

@@ -176,9 +176,7 @@ class _Processor:
         return Controller(self._specs[markers], policy, prompt, _UNBOUNDED if max_tokens is None else max_tokens)
 
     def _tokenizer(self) -> Any:
-        from vllm.tokenizers import cached_tokenizer_from_config
-
-        tokenizer = cached_tokenizer_from_config(self._model)
+        tokenizer = import_module("vllm.tokenizers").cached_tokenizer_from_config(self._model)
         if tokenizer is None:
             raise UnsupportedError("a thinking budget without a tokenizer is not supported; drop skip_tokenizer_init")
         return tokenizer
