@@ -150,7 +150,7 @@ TEST = {
 TRAIN = (
     {"no control": Way(PLAIN)}
     | {name: Way(text) for name, text in WORDINGS.items()}
-    | {f"short lines, soft budget {budget}": soft(CONCISE, budget) for budget in (160, 200, 240)}
+    | {f"short lines, soft budget {budget}": soft(CONCISE, budget) for budget in (200, 240, 280, 320)}
 )
 # Computation by difficulty: two curves of accuracy against tokens, both lossy.
 DIFFICULTY = (
