@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import farthing as ft
 import numpy as np
 import pytest
-from farthing.reasoning import REFLECTION_WORDS, Controller, Policy, ThinkSpec
+import tiny
+from farthing.reasoning import REFLECTION_WORDS, Controller, Policy, Probe, ThinkSpec
 
 from benches import thinking as bench
 
@@ -148,7 +152,9 @@ def test_the_answer_keeps_its_reserve(llm: ft.LLM) -> None:
         if reserve + forced <= most:
             assert ledger.thinking_tokens == most - reserve - forced
         if completion.finish_reason == "length":
-            assert ledger.answer_tokens == min(reserve, most - forced)
+            assert ledger.answer_tokens >= min(reserve, most - ledger.forced_tokens)
+        if reserve + forced > most:
+            assert ledger.forced_tokens < forced, "no room for the message"
 
 
 def test_a_soft_budget_ends_at_a_sentence(llm: ft.LLM) -> None:
@@ -162,7 +168,7 @@ def test_a_soft_budget_ends_at_a_sentence(llm: ft.LLM) -> None:
 
 
 def test_the_ramp_ends_thinking_by_the_model(llm: ft.LLM) -> None:
-    policy = Policy(**TAGS, budget=30, soft_ratio=0.0, ramp="linear", margin=0.0, grace=0, message="")
+    policy = Policy(**TAGS, budget=60, soft_ratio=0.0, ramp="sigmoid", margin=0.0, grace=0, message="")
     each = [
         ft.SamplingParams(max_tokens=120, temperature=0.7, seed=seed, ignore_eos=True, thinking=policy)
         for seed in range(8)
@@ -226,6 +232,121 @@ def test_preempted_and_cancelled_answers_keep_their_books(llm: ft.LLM) -> None:
     assert stream.completion.finish_reason in {"cancelled", "stop", "length"}
     assert ledger.output_tokens == len(stream.completion.token_ids)
     assert ledger.thinking_tokens <= 4
+
+
+def probed(index: int, **probe: Any) -> ft.SamplingParams:
+    look = Probe(**({"every": 8, "answer_tokens": 6, "confidence": 0.6, "entropy": 4.0} | probe))
+    return params(index, max_tokens=120, ramp=None, loop_guard=False, answer_reserve=8, probe=look)
+
+
+def test_early_exit_leaves_no_trace_but_its_end(smollm2: Path, llm: ft.LLM) -> None:
+    sixteen = [PROMPTS[index % 4] for index in range(16)]
+    every = [
+        probed(index, **[{}, {"every": None}, {"confidence": 1.0}, {"entropy": 0.0}][index // 4]) for index in range(16)
+    ]
+    alone = [llm.generate(text, one)[0] for text, one in zip(sixteen, every, strict=True)]
+    stops = [completion.thinking_stop for completion in alone]
+    assert "early_exit" in stops, stops
+    for completion, one in zip(alone, every, strict=True):
+        ledger = completion.ledger
+        assert ledger.output_tokens == len(completion.token_ids)
+        assert (ledger.probe_tokens > 0) == (completion.thinking_stop == "early_exit" or ledger.probe_tokens > 0)
+        if completion.thinking_stop == "early_exit":
+            assert ledger.probe_tokens > 0
+            assert ledger.answer_tokens > 0
+        # Up to the exit the text is that without looks.
+        policy = dataclasses.replace(one.thinking, probe=None) if one.thinking else None
+        (free,) = llm.generate(sixteen[alone.index(completion)], dataclasses.replace(one, thinking=policy))
+        same = completion.ledger.thinking_tokens
+        assert completion.token_ids[:same] == free.token_ids[:same]
+    expected = [(*record(completion), completion.ledger.probe_tokens) for completion in alone]
+    for options in [
+        {"speculation": None},
+        {"speculation": "auto"},
+        {"speculation": ft.speculative.NGram(), "draft_tokens": 4},
+        {"speculation": None, "chunk": 3, "kv_pages": 14, "context": 320},
+    ]:
+        other = ft.LLM(smollm2, **options)
+        got = other.generate(sixteen, every)
+        assert [(*record(completion), completion.ledger.probe_tokens) for completion in got] == expected, options
+
+
+@pytest.fixture(scope="module")
+def bytes_tokenizer() -> Any:
+    """A token for each byte, and three special ones."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({letter: place for place, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<think>", "</think>", "<end>"])
+    return tokenizer
+
+
+@pytest.fixture
+def marked(tmp_path: Path, tiny_directory: Callable[[str], Path], bytes_tokenizer: Any) -> Callable[[str], ft.LLM]:
+    """A tiny model whose vocabulary has thinking markers."""
+
+    def load(name: str) -> ft.LLM:
+        directory = shutil.copytree(tiny_directory(name), tmp_path / name)
+        bytes_tokenizer.save(str(directory / "tokenizer.json"))
+        return ft.LLM(directory, weights="f32", speculation=None)
+
+    return load
+
+
+@pytest.mark.parametrize("name", ["qwen3", "lfm2"])
+def test_models_that_mark_their_thinking_need_no_policy(name: str, marked: Callable[[str], ft.LLM]) -> None:
+    model = marked(name)
+    opened = [*tiny.prompt(20, 256), 256]
+    followed = ft.SamplingParams(max_tokens=200, temperature=1.5, seed=5, ignore_eos=True)
+    (completion,) = model.generate(opened, followed)
+    ids = completion.token_ids
+    end = ids.index(257) if 257 in ids else len(ids)
+    assert completion.ledger.thinking_tokens >= end
+    assert completion.thinking is not None
+    assert completion.thinking_stop == ("natural" if 257 in ids else "length")
+    assert completion.ledger.forced_tokens == 0
+    (bounded,) = model.generate(opened, dataclasses.replace(followed, thinking_budget=7))
+    assert bounded.token_ids[: min(7, end)] == ids[: min(7, end)]
+    assert (bounded.ledger.thinking_tokens, bounded.thinking_stop) in {(7, "budget"), (end, "natural")}
+    assert bounded.ledger.forced_tokens > 20 or end < 7
+    # Nothing is opened: everything is the answer, as ever.
+    (plain,) = model.generate(tiny.prompt(20, 256), dataclasses.replace(followed, max_tokens=3))
+    assert (plain.thinking, plain.ledger.answer_tokens) == (None, 3)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "lfm2"])
+def test_looks_leave_the_text_alone_where_states_go_back(name: str, marked: Callable[[str], ft.LLM]) -> None:
+    model = marked(name)
+    policy = Policy(
+        ramp=None, loop_guard=False, message="", probe=Probe(every=5, entropy=100.0, confidence=1.0, until="")
+    )
+    looking = ft.SamplingParams(max_tokens=80, ignore_eos=True, thinking=policy, temperature=1.0, seed=3)
+    free = dataclasses.replace(looking, thinking=dataclasses.replace(policy, probe=None))
+    looked, plain = model.generate([[*tiny.prompt(20, 256), 256]] * 2, [looking, free])
+    assert looked.ledger.probe_tokens > 0
+    same = looked.ledger.thinking_tokens
+    assert same >= 5
+    assert looked.token_ids[:same] == plain.token_ids[:same]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"every": 0}, "every: got 0"),
+        ({"suffix": ""}, "suffix: got an empty text"),
+        ({"entropy": -1.0}, "entropy: got -1"),
+        ({"alpha": 0.0}, "alpha: got 0"),
+        ({"confidence": 2.0}, "confidence: got 2"),
+        ({"answer_tokens": 0}, "answer_tokens: got 0"),
+        ({"until": None}, "until: got None"),
+    ],
+)
+def test_wrong_probes_name_the_argument(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Probe(**wrong)
+    assert pickle.loads(pickle.dumps(Policy(probe=Probe(every=3)))).probe == Probe(every=3)
 
 
 @pytest.mark.parametrize(
@@ -302,15 +423,9 @@ def test_specs_come_from_any_tokenizer(llm: ft.LLM) -> None:
     assert own.eos
 
 
-def test_specs_come_from_transformers() -> None:
+def test_specs_come_from_transformers(bytes_tokenizer: Any) -> None:
     transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    bare = tokenizers.Tokenizer(tokenizers.models.BPE({letter: place for place, letter in enumerate(letters)}, []))
-    bare.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.decoder = tokenizers.decoders.ByteLevel()
-    bare.add_special_tokens(["<think>", "</think>", "<end>"])
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<end>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bytes_tokenizer, eos_token="<end>")
     spec = ThinkSpec.from_tokenizer(tokenizer, message="Stop.")
     assert tokenizer.decode(spec.forced_close) == "Stop.</think>\n\n"
     assert spec.eos == [tokenizer.eos_token_id]

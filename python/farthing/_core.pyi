@@ -28,6 +28,7 @@ __all__ = [
     "PackedMatrix",
     "Plan",
     "Policy",
+    "Probe",
     "RouterSpec",
     "RoutingStatistics",
     "Sampling",
@@ -629,6 +630,22 @@ class Lexicon:
     def __len__(self) -> int: ...
 
 @final
+class Probe:
+    def __new__(
+        cls,
+        *,
+        every: int | None,
+        suffix: str | None,
+        entropy: float,
+        variance: float,
+        alpha: float,
+        confidence: float,
+        answer_tokens: int,
+        until: str,
+        most: int,
+    ) -> Probe: ...
+
+@final
 class Policy:
     def __new__(
         cls,
@@ -644,6 +661,7 @@ class Policy:
         ban: Sequence[int],
         ban_words: Sequence[str],
         loop_guard: bool,
+        probe: Probe | None,
         reentry: str,
         start: str | None,
         end: str | None,

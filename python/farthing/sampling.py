@@ -86,23 +86,24 @@ class SamplingParams:
             stop=list(stop),
             ignore_eos=self.ignore_eos,
             logprobs=None if self.logprobs is None else integer("logprobs", self.logprobs, 0),
-            thinking=self._policy(),
+            thinking=_policy(self.thinking, self.thinking_budget),
         )
         object.__setattr__(self, "stop", tuple(stop))
         object.__setattr__(self, "_core", core)
 
-    def _policy(self) -> _core.Policy | None:
-        policy = getattr(self.thinking, "_core", None)
-        if self.thinking is not None and not isinstance(policy, _core.Policy):
-            raise ValueError(f"thinking: got {self.thinking!r}, expected a farthing.reasoning.Policy")
-        if self.thinking_budget is None:
-            return policy
-        budget = integer("thinking_budget", self.thinking_budget, 0, 2**31)
-        return _core.Policy.hard(budget) if policy is None else policy.capped(budget)
-
     def __reduce__(self) -> Any:
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "_core"}
         return _rebuild, (values,)
+
+
+def _policy(thinking: Any, budget: Any) -> _core.Policy | None:
+    policy = getattr(thinking, "_core", None)
+    if thinking is not None and not isinstance(policy, _core.Policy):
+        raise ValueError(f"thinking: got {thinking!r}, expected a farthing.reasoning.Policy")
+    if budget is None:
+        return policy
+    most = integer("thinking_budget", budget, 0, 2**31)
+    return _core.Policy.hard(most) if policy is None else policy.capped(most)
 
 
 def _rebuild(values: dict[str, Any]) -> SamplingParams:

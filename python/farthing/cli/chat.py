@@ -11,7 +11,7 @@ import typer
 from ..completion import Completion, Stream
 from ..errors import UnsupportedError
 from . import options as opt
-from .terminal import errors, progress_bars, write
+from .terminal import errors, progress_bars, think, write
 
 
 def chat(
@@ -68,7 +68,7 @@ def chat(
     for line in _turns():
         messages.append({"role": "user", "content": line})
         try:
-            completion = _answer(llm.stream(messages, params))
+            completion = _answer(llm.stream(messages, params, on_thinking=think))
         except KeyboardInterrupt:  # before the answer began: the turn is taken back
             write()
             messages.pop()

@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UnsupportedError
 from . import options as opt
-from .terminal import conversation, errors, progress_bars, write
+from .terminal import conversation, errors, progress_bars, think, write
 
 
 def generate(
@@ -74,7 +74,7 @@ def generate(
             request: str | list[dict[str, str]] = prompt
         else:
             request = conversation(system, prompt)
-        stream = llm.stream(request, params, progress=progress)
+        stream = llm.stream(request, params, progress=progress, on_thinking=None if as_json else think)
         first = next(stream, "")  # the prompt's own progress ends with the first piece
     with stream:
         if as_json:

@@ -74,6 +74,11 @@ def write(*pieces: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
+def think(piece: str) -> None:
+    """A piece of thinking, dimmed, to standard error: the answer stays alone on standard output."""
+    errors.print(piece, end="", style="dim", markup=False, soft_wrap=True)
+
+
 def conversation(system: str | None, user: str) -> list[dict[str, str]]:
     """A first turn."""
     turns = {"system": system, "user": user}

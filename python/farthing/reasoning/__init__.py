@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .interpolation import interpolate
     from .levels import Settled, truncation_levels
     from .opsdc import DIFFICULTY_AWARE, UNIFORM, PromptPair, Schedule, States, chat_pairs, opsdc_loss
-    from .policy import REFLECTION_WORDS, Policy
+    from .policy import REFLECTION_WORDS, Policy, Probe
     from .remote import RemoteAnswer, two_phase
     from .report import Answer, Report
     from .rollouts import EngineRollouts, TransformersRollouts
@@ -40,6 +40,7 @@ __all__ = [
     "Item",
     "Opsdc",
     "Policy",
+    "Probe",
     "PromptPair",
     "RemoteAnswer",
     "Report",
@@ -95,6 +96,7 @@ _HOMES = {
     "opsdc_loss": "opsdc",
     "REFLECTION_WORDS": "policy",
     "Policy": "policy",
+    "Probe": "policy",
     "RemoteAnswer": "remote",
     "two_phase": "remote",
     "Answer": "report",

@@ -56,11 +56,15 @@ class ThinkSpec:
         eos: Sequence[int] = (),
         at_once: bool = False,
     ) -> None:
-        lists = (starts, ends, tool_open, tool_close)
-        markers = [[_ids("markers", marker) for marker in entry] for entry in lists]
-        lexicon = _core.Lexicon.unspelled(_ids("boundary", boundary), _ids("incomplete_utf8", incomplete_utf8))
         self._core = _core.ThinkSpec.of_ids(
-            lexicon, markers[0], markers[1], _ids("forced_close", forced_close), *markers[2:], _ids("eos", eos), at_once
+            _core.Lexicon.unspelled(_ids("boundary", boundary), _ids("incomplete_utf8", incomplete_utf8)),
+            _markers("starts", starts),
+            _markers("ends", ends),
+            _ids("forced_close", forced_close),
+            _markers("tool_open", tool_open),
+            _markers("tool_close", tool_close),
+            _ids("eos", eos),
+            at_once,
         )
 
     @classmethod
@@ -213,6 +217,10 @@ class Controller:
 
 def _ids(name: str, ids: Any) -> list[int]:
     return [integer(name, token, 0, 2**32 - 1) for token in ids]
+
+
+def _markers(name: str, markers: Any) -> list[list[int]]:
+    return [_ids(name, marker) for marker in markers]
 
 
 _Encode = Callable[[str], list[int]]

@@ -49,7 +49,7 @@ mod _core {
     #[pymodule_export]
     use super::product::share_threads;
     #[pymodule_export]
-    use super::reasoning::{Controller, Lexicon, Policy, ThinkSpec};
+    use super::reasoning::{Controller, Lexicon, Policy, Probe, ThinkSpec};
     #[pymodule_export]
     use super::reasoning_effort::{Dialect, EffortPlan};
 

@@ -33,6 +33,32 @@ impl Lexicon {
     }
 }
 
+/// Checked wishes for looks ahead.
+#[pyclass(frozen, module = "farthing._core")]
+pub(crate) struct Probe(reasoning::Probe);
+
+#[pymethods]
+impl Probe {
+    #[new]
+    #[pyo3(signature = (*, every, suffix, entropy, variance, alpha, confidence, answer_tokens, until, most))]
+    fn new(
+        every: Option<u32>,
+        suffix: Option<String>,
+        entropy: f32,
+        variance: f32,
+        alpha: f32,
+        confidence: f32,
+        answer_tokens: u32,
+        until: String,
+        most: u32,
+    ) -> PyResult<Probe> {
+        let probe =
+            reasoning::Probe { every, suffix, entropy, variance, alpha, confidence, answer_tokens, until, most };
+        probe.validate().map_err(exception)?;
+        Ok(Probe(probe))
+    }
+}
+
 /// Checked wishes for thinking.
 #[pyclass(frozen, module = "farthing._core")]
 pub(crate) struct Policy(pub(crate) reasoning::Policy);
@@ -41,7 +67,7 @@ pub(crate) struct Policy(pub(crate) reasoning::Policy);
 impl Policy {
     #[new]
     #[pyo3(signature = (*, budget, cap, soft_ratio, ramp, margin, grace, min_think, answer_reserve, ban, ban_words,
-        loop_guard, reentry, start, end, message))]
+        loop_guard, probe, reentry, start, end, message))]
     fn new(
         budget: Option<u32>,
         cap: Option<u32>,
@@ -54,6 +80,7 @@ impl Policy {
         ban: Vec<u32>,
         ban_words: Vec<String>,
         loop_guard: bool,
+        probe: Option<&Probe>,
         reentry: &str,
         start: Option<String>,
         end: Option<String>,
@@ -83,6 +110,7 @@ impl Policy {
             ban,
             ban_words,
             loop_guard,
+            probe: probe.map(|probe| probe.0.clone()),
             reentry,
             start,
             end,

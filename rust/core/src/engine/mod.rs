@@ -7,6 +7,7 @@ pub mod request;
 mod draft_logits;
 mod draft_model;
 mod llm;
+mod look;
 mod markings;
 mod profile;
 mod scheduler;

@@ -1,13 +1,14 @@
 //! One request on its way: its tokens, its pages, and what has become of them.
 
-use super::cache::Table;
+use super::cache::{Cache, Table};
+use super::look::{Look, Verdict};
 use super::request::{Completion, Embeddings, Event, FinishReason, SamplingParams, TokenLogprobs};
 use super::thinking::{Piece, Thinking};
 use crate::detokenize::{Detokenizer, StopStrings};
 use crate::error::Error;
 use crate::ledger::{Ledger, Pass};
 use crate::model::Row;
-use crate::reasoning::Controller;
+use crate::reasoning::{Controller, Stop};
 use crate::speculative::tree::DraftTree;
 use crate::speculative::verify::{Shape, follow};
 use farthing_kernels::sample::{Sampling, TokenCounts, sample};
@@ -141,6 +142,65 @@ impl Sequence {
         }
     }
 
+    /// Whether a look ahead is under way: what is computed is not the text.
+    pub(super) fn looking(&self) -> bool {
+        self.thinking().is_some_and(|thinking| thinking.look.is_some())
+    }
+
+    fn thinking(&self) -> Option<&Thinking> {
+        match &self.purpose {
+            Purpose::Answer(answer) => answer.thinking.as_ref(),
+            Purpose::Logits { .. } | Purpose::States { .. } => None,
+        }
+    }
+
+    /// Begins the look ahead that is due, unless it has no room in `limit` tokens.
+    pub(super) fn look_ahead(&mut self, cache: &Cache, limit: usize) {
+        let Purpose::Answer(answer) = &mut self.purpose else { return };
+        let Some(thinking) = answer.thinking.as_mut().filter(|thinking| thinking.controller.probe_due()) else {
+            return;
+        };
+        thinking.controller.probed();
+        let Some(probe) = thinking.controller.probe() else { return };
+        let suffix = thinking.controller.spec().probe();
+        if self.tokens.len() + suffix.len() + probe.answer_tokens as usize > limit {
+            return;
+        }
+        let states = (cache.stateful() && self.computed > 0).then(|| cache.snapshot(&self.table, self.computed));
+        thinking.look = Some(Look::new(self.tokens.len(), self.computed, states, cache.stateful()));
+        self.tokens.extend_from_slice(suffix);
+    }
+
+    /// Goes on with the look ahead after a pass, from the logits `(vocab,)` behind the last token.
+    fn look_on(&mut self, logits: &[f32]) {
+        let Purpose::Answer(answer) = &mut self.purpose else { return };
+        let Some(thinking) = &mut answer.thinking else { return };
+        let (Some(look), Some(probe)) = (&mut thinking.look, thinking.controller.probe()) else { return };
+        let lexicon = thinking.controller.spec().lexicon();
+        let verdict = look.judge(logits, probe, &mut thinking.settled, lexicon, &answer.end_tokens);
+        if let Verdict::On(token) = verdict {
+            self.tokens.push(token);
+            return;
+        }
+        look.over = true;
+        self.ledger.probe_tokens += (self.tokens.len() - look.text) as u64;
+        self.tokens.truncate(look.text);
+        if verdict == Verdict::Over(true) {
+            // The text's own next pass dictates the end: its drafters hear of that.
+            thinking.controller.close(Stop::EarlyExit);
+        }
+    }
+
+    /// Cuts what was read to look ahead from the pages, once the look is over.
+    pub(super) fn look_back(&mut self, cache: &mut Cache) {
+        let Purpose::Answer(answer) = &mut self.purpose else { return };
+        let Some(thinking) = &mut answer.thinking else { return };
+        let over = thinking.look.take_if(|look| look.over);
+        if let Some(look) = over {
+            self.computed = look.undo(cache, &mut self.table);
+        }
+    }
+
     /// Takes drafts away that may not stand where they are, whatever the model says.
     pub(super) fn prune(&mut self) {
         let Purpose::Answer(answer) = &self.purpose else { return };
@@ -150,12 +210,14 @@ impl Sequence {
         let mut ahead: Vec<Option<Controller>> = Vec::with_capacity(self.tree.len());
         for node in self.tree.nodes() {
             let before = node.parent.map_or(Some(controller), |parent| ahead[parent as usize].as_ref());
-            // What is dictated comes in a pass of its own, without drafts.
-            let next = before.filter(|before| before.forced().is_none() && before.permits(node.token)).map(|before| {
-                let mut next = before.clone();
-                next.push(node.token);
-                next
-            });
+            // What is dictated comes in a pass of its own, without drafts, as a look ahead does.
+            let next = before
+                .filter(|before| before.forced().is_none() && !before.probe_due() && before.permits(node.token))
+                .map(|before| {
+                    let mut next = before.clone();
+                    next.push(node.token);
+                    next
+                });
             ahead.push(next);
         }
         self.tree.retain(|node| ahead[node].is_some());
@@ -190,6 +252,10 @@ impl Sequence {
     ) -> Option<Ending> {
         self.computed += rows;
         let (finished, prompt) = (self.remaining() == 0, self.prompt);
+        if finished && self.looking() {
+            self.look_on(logits);
+            return None;
+        }
         let answer = match &mut self.purpose {
             Purpose::Logits { rows, .. } => {
                 rows.extend_from_slice(logits);
@@ -208,26 +274,19 @@ impl Sequence {
             let logits = &mut logits[row * vocab..(row + 1) * vocab];
             let token = answer.draw(logits, self.tokens.len()).map_err(|error| Some(Ending::Failed(error)))?;
             self.first_token.get_or_insert(now);
-            let full = |tokens: &[u32], answer: &Answer| {
-                tokens.len() - prompt >= answer.sampling.max_tokens || tokens.len() >= limit
-            };
             let mut reason = None;
             if let Some(token) = token {
                 self.tokens.push(token);
-                reason = answer.accept(token, false).or(full(&self.tokens, answer).then_some(FinishReason::Length));
+                let full = answer.full(self.tokens.len(), prompt, limit);
+                reason = answer.accept(token, false).or(full.then_some(FinishReason::Length));
             }
             // What is dictated is known: it goes into the next pass together.
             let known = self.tokens.len();
-            while reason.is_none()
-                && let Some(token) = answer.dictated()
-            {
-                self.tokens.push(token);
-                reason = answer.accept(token, true).or(full(&self.tokens, answer).then_some(FinishReason::Length));
-            }
+            let reason = reason.or_else(|| answer.dictate(&mut self.tokens, prompt, limit));
             match (reason, token) {
                 (Some(reason), _) => Err(Some(Ending::Finished(reason))),
                 (None, _) if answer.deaf => Err(Some(Ending::Finished(FinishReason::Cancelled))),
-                (None, Some(token)) if self.tokens.len() == known => Ok(token),
+                (None, Some(token)) if self.tokens.len() == known && !answer.probe_due() => Ok(token),
                 (None, _) => Err(None),
             }
         });
@@ -238,6 +297,11 @@ impl Sequence {
     pub(super) fn finish(&mut self, finish_reason: FinishReason, now: Instant) {
         let started = self.started.unwrap_or(now);
         let first = self.first_token.unwrap_or(now);
+        if let Some(look) = self.thinking().and_then(|thinking| thinking.look.as_ref()).filter(|look| !look.over) {
+            let text = look.text;
+            self.ledger.probe_tokens += (self.tokens.len() - text) as u64;
+            self.tokens.truncate(text);
+        }
         let generated = self.tokens.len() - self.prompt;
         self.ledger.prompt_tokens = self.prompt as u64;
         self.ledger.queue_seconds = (started - self.submitted).as_secs_f64();
@@ -316,6 +380,28 @@ impl Answer {
             self.logprobs.push(TokenLogprobs { token: draw.token, logprob: draw.logprob, top: draw.top });
         }
         Ok(Some(draw.token))
+    }
+
+    /// Whether nothing more may follow a text of `tokens` tokens, `prompt` of them the prompt's.
+    fn full(&self, tokens: usize, prompt: usize, limit: usize) -> bool {
+        tokens - prompt >= self.sampling.max_tokens || tokens >= limit
+    }
+
+    /// Appends what is dictated now to `tokens`; says why the answer ends with it, if it does.
+    fn dictate(&mut self, tokens: &mut Vec<u32>, prompt: usize, limit: usize) -> Option<FinishReason> {
+        while let Some(token) = self.dictated() {
+            tokens.push(token);
+            let full = self.full(tokens.len(), prompt, limit);
+            if let Some(reason) = self.accept(token, true).or(full.then_some(FinishReason::Length)) {
+                return Some(reason);
+            }
+        }
+        None
+    }
+
+    /// Whether the answer is to be looked for before the next token is drawn.
+    fn probe_due(&self) -> bool {
+        self.thinking.as_ref().is_some_and(|thinking| thinking.controller.probe_due())
     }
 
     /// The token that must come next.

@@ -88,6 +88,10 @@ impl Engine {
 
     /// Computes one step; does nothing when idle.
     pub(super) fn step(&mut self) {
+        let Scheduler { waiting, running } = &mut self.scheduler;
+        for sequence in running.iter_mut().chain(waiting) {
+            sequence.look_ahead(&self.cache, self.context);
+        }
         let plan = self.scheduler.plan(&mut self.cache, self.limits);
         lock(&self.ledger).preemptions += plan.preempted;
         if plan.rows.is_empty() {
@@ -117,7 +121,11 @@ impl Engine {
         for (index, sequence) in scheduler.running.iter_mut().enumerate() {
             sequence.tree.clear();
             let Some(&(_, rows)) = planned.next_if(|(planned, _)| *planned == index) else { continue };
-            if !drafting.active() || sequence.sampling().is_none() || sequence.embeddings.is_some() {
+            if !drafting.active()
+                || sequence.sampling().is_none()
+                || sequence.embeddings.is_some()
+                || sequence.looking()
+            {
                 continue;
             }
             drafting.begin(sequence.id, &sequence.tokens);
@@ -238,7 +246,7 @@ impl Engine {
             sequence.book(pass, bytes);
             let (mine, rest) = logits.split_at_mut(wanted * vocab);
             logits = rest;
-            let known = drafting.knows(sequence.id);
+            let known = drafting.knows(sequence.id) && !sequence.looking();
             let top = if known { likeliest(mine, vocab, drafting.wants().top) } else { Vec::new() };
             if sequence.wants_states() {
                 let mine = captured[first_row * stride..].chunks_exact(stride).take(rows);
@@ -275,6 +283,7 @@ impl Engine {
                 drafting.observe(&tree, &path, &observed);
             }
             first_row += rows + nodes;
+            sequence.look_back(cache);
             match (ending, snapshot) {
                 (Some(ending), _) => ended.push((index, ending)),
                 (None, Some(snapshot)) if right < nodes => {

@@ -1,6 +1,7 @@
 //! The thinking of one answer under way: what may be drawn, what is dictated, and which text belongs where.
 
-use crate::reasoning::{Change, Controller, Role, Stop};
+use super::look::Look;
+use crate::reasoning::{Change, Controller, Role, Settled, Stop};
 use farthing_kernels::sample::{Lift, Sampling};
 use std::collections::VecDeque;
 
@@ -15,6 +16,9 @@ pub(super) enum Piece {
 #[derive(Clone, Debug)]
 pub(super) struct Thinking {
     pub(super) controller: Controller,
+    /// The look ahead that the text waits for.
+    pub(super) look: Option<Look>,
+    pub(super) settled: Settled,
     /// The texts of the last tokens, which may be part of a marker.
     held: VecDeque<String>,
     /// Whether what is let out is thinking.
@@ -31,7 +35,16 @@ impl Thinking {
     pub(super) fn new(controller: Controller) -> Thinking {
         // A close that is dictated from the first token on ends a span.
         let inside = controller.is_thinking() || controller.forced().is_some();
-        Thinking { controller, held: VecDeque::new(), inside, fresh: inside, text: String::new(), allowed: Vec::new() }
+        Thinking {
+            controller,
+            look: None,
+            settled: Settled::default(),
+            held: VecDeque::new(),
+            inside,
+            fresh: inside,
+            text: String::new(),
+            allowed: Vec::new(),
+        }
     }
 
     /// Puts into `sampling` what may be drawn of `vocab` tokens.

@@ -6,7 +6,7 @@
 use super::lexicon::Lexicon;
 use super::loops::LoopGuard;
 use super::marker::{Hit, Length, MOST_MARKERS, Marker, Role, advance, fallback};
-use super::policy::{Policy, Ramp, Reentry};
+use super::policy::{Policy, Probe, Ramp, Reentry};
 use super::spec::ThinkSpec;
 use crate::error::Error;
 use farthing_kernels::math::exp;
@@ -109,6 +109,7 @@ struct Rules {
     max_tokens: usize,
     loop_guard: bool,
     reentry: Reentry,
+    probe: Option<Probe>,
     ban: Vec<u32>,
     close_fallback: Vec<u16>,
 }
@@ -155,11 +156,16 @@ pub struct Controller {
     budget: u32,
     script: Script,
     at: u32,
-    opened: bool,
+    /// Spans that were opened.
+    spans: u32,
     stop: Option<Stop>,
     at_boundary: bool,
     missing_bytes: u8,
+    /// Line breaks at the end of the text.
+    line_breaks: u8,
     in_tool: bool,
+    looks: u32,
+    probe_due: bool,
     loops: LoopGuard,
     /// Bytes of the last tokens, a ring.
     lengths: [u8; REMEMBERED],
@@ -203,6 +209,7 @@ impl Controller {
             max_tokens,
             loop_guard: policy.loop_guard,
             reentry: policy.reentry,
+            probe: policy.probe.clone(),
             ban,
             close_fallback: fallback(spec.forced_close()),
             spec,
@@ -219,11 +226,14 @@ impl Controller {
             budget: u32::MAX,
             script: Script::Close,
             at: 0,
-            opened: false,
+            spans: 0,
             stop: None,
             at_boundary: false,
             missing_bytes: 0,
+            line_breaks: 0,
             in_tool: false,
+            looks: 0,
+            probe_due: false,
             loops: LoopGuard::default(),
             lengths: [0; REMEMBERED],
             seen: 0,
@@ -315,6 +325,7 @@ impl Controller {
                 self.close(Stop::Loop);
             } else {
                 self.settle();
+                self.look(token);
             }
         }
         None
@@ -361,6 +372,10 @@ impl Controller {
                 self.take_back(drawn);
                 (Script::Rest { marker, cursor, tokens: drawn.tokens as u8, lead: drawn.lead as u8 }, 0)
             }
+            // A message that does not fit beside the answer's reserve is left out.
+            None if self.close_cursor == 0 && self.left() < self.needed() => {
+                (Script::Close, self.rules.spec.message_tokens() as u32)
+            }
             None => (Script::Close, u32::from(self.close_cursor)),
         };
         self.phase = Phase::Forcing;
@@ -388,14 +403,46 @@ impl Controller {
     fn open(&mut self) {
         let rules = Arc::clone(&self.rules);
         self.phase = Phase::Think;
-        self.opened = true;
+        self.spans += 1;
         self.stop = None;
         // Nothing has been said that could be cut.
         (self.close_cursor, self.in_tool, self.at_boundary) = (0, false, true);
         self.loops = LoopGuard::default();
-        let spare = rules.max_tokens.saturating_sub(self.generated as usize);
-        let spare = spare.saturating_sub(rules.reserve + rules.spec.forced_close().len());
+        let spare = self.left().saturating_sub(self.needed());
         self.budget = rules.budget.min(self.count.saturating_add(u32::try_from(spare).unwrap_or(u32::MAX)));
+    }
+
+    /// Whether the place behind `token` is one to look ahead from.
+    fn look(&mut self, token: u32) {
+        let Some(probe) = &self.rules.probe else { return };
+        let (line_breaks, paragraph) = self.rules.spec.lexicon().line_breaks(self.line_breaks, token);
+        let here = match probe.every {
+            Some(every) => self.count.is_multiple_of(every),
+            None => paragraph,
+        };
+        self.line_breaks = line_breaks;
+        self.probe_due = here
+            && self.is_thinking()
+            && self.looks < probe.most
+            && self.count >= self.rules.min_think
+            && self.missing_bytes == 0
+            && !self.in_tool;
+    }
+
+    /// Whether the answer is to be looked for before the next token is drawn.
+    pub fn probe_due(&self) -> bool {
+        self.probe_due
+    }
+
+    /// How it is looked for.
+    pub fn probe(&self) -> Option<&Probe> {
+        self.rules.probe.as_ref()
+    }
+
+    /// A look has been taken, or can't be.
+    pub fn probed(&mut self) {
+        self.probe_due = false;
+        self.looks += 1;
     }
 
     /// The phase that the counters ask for.
@@ -404,8 +451,7 @@ impl Controller {
         if !rules.steers || !self.is_thinking() {
             return;
         }
-        let left = rules.max_tokens.saturating_sub(self.generated as usize);
-        if left <= rules.reserve + rules.spec.forced_close().len() {
+        if self.left() <= self.needed() {
             return self.close(if self.count < rules.budget { Stop::Length } else { Stop::Budget });
         }
         let beyond = self.count.saturating_sub(rules.budget);
@@ -420,6 +466,16 @@ impl Controller {
         } else {
             Phase::Think
         };
+    }
+
+    /// Tokens that may still be generated.
+    fn left(&self) -> usize {
+        self.rules.max_tokens.saturating_sub(self.generated as usize)
+    }
+
+    /// Tokens that the end of thinking and the answer take.
+    fn needed(&self) -> usize {
+        self.rules.reserve + self.rules.spec.forced_close().len()
     }
 
     fn soft_from(&self) -> f32 {
@@ -697,7 +753,7 @@ impl Controller {
 
     /// Whether a span has been opened, by the model or in the prompt.
     pub fn opened(&self) -> bool {
-        self.opened
+        self.spans > 0
     }
 
     /// Why the last span ended; `None` before that.

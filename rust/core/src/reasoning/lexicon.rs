@@ -112,6 +112,21 @@ impl Lexicon {
         self.boundary.contains(token)
     }
 
+    /// Line breaks at the end of the text behind `token`, blanks between them left out, when there were `before`; and
+    /// whether a paragraph ends in it, with the second of them.
+    pub fn line_breaks(&self, before: u8, token: u32) -> (u8, bool) {
+        let mut met = false;
+        let breaks = self.spelling(token).iter().fold(before, |breaks, byte| match byte {
+            b'\n' => {
+                met |= breaks == 1;
+                breaks.saturating_add(1)
+            }
+            b' ' | b'\r' | b'\t' => breaks,
+            _ => 0,
+        });
+        (breaks, met)
+    }
+
     /// Bytes that are missing to a whole character behind `token`, when `missing` were before it.
     pub fn missing_bytes(&self, missing: u8, token: u32) -> u8 {
         if self.ends.is_empty() {

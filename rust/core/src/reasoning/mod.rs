@@ -13,6 +13,7 @@ mod loops;
 mod marker;
 mod pairs;
 mod policy;
+mod settled;
 mod spec;
 
 pub use controller::{Change, Controller, Phase, Stop};
@@ -22,7 +23,8 @@ pub use lexicon::{BitSet, Lexicon};
 pub use loops::LoopGuard;
 pub use marker::{MOST_MARKERS, Marker, Role};
 pub use pairs::{PAIRS, Pair};
-pub use policy::{Policy, Ramp, Reentry};
+pub use policy::{Policy, Probe, Ramp, Reentry};
+pub use settled::{Settled, entropy};
 pub use spec::{ThinkSpec, Wishes};
 
 #[cfg(test)]

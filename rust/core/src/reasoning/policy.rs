@@ -20,6 +20,78 @@ pub enum Reentry {
     Ban,
 }
 
+/// When and how a look ahead finds out that the answer has settled.
+///
+/// At the end of a paragraph, or every so many tokens, `suffix` is read behind the text. The first stage looks at the
+/// entropy of what would come next (EAT, <https://arxiv.org/abs/2509.26522>): it passes below `entropy`, or when its
+/// moving variance falls below `variance`. Only then the second stage writes a short answer (DEER,
+/// <https://arxiv.org/abs/2504.15895>): thinking ends when the geometric mean of its tokens' probabilities exceeds
+/// `confidence`, or when it is the answer of the look before. Nothing of it stays in the text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// Look every so many thinking tokens; `None` looks at the end of each paragraph.
+    pub every: Option<u32>,
+    /// What is read behind the text; `None` is the end of thinking and a lead up to the answer.
+    pub suffix: Option<String>,
+    /// Nats below which the first stage passes.
+    pub entropy: f32,
+    /// Variance of the entropy, in nats², below which it passes too.
+    pub variance: f32,
+    /// Weight of the latest entropy in the moving mean and variance, in (0, 1]; the variance counts from 4 / `alpha` on.
+    pub alpha: f32,
+    /// Geometric mean probability above which the short answer settles it.
+    pub confidence: f32,
+    /// Most tokens of the short answer.
+    pub answer_tokens: u32,
+    /// Text at which the short answer ends.
+    pub until: String,
+    /// Most looks; the model thinks on undisturbed after that.
+    pub most: u32,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Probe {
+            every: None,
+            suffix: None,
+            entropy: 0.5,
+            variance: 1e-3,
+            alpha: 0.2,
+            confidence: 0.95,
+            answer_tokens: 20,
+            until: "\n".to_owned(),
+            most: 100,
+        }
+    }
+}
+
+impl Probe {
+    /// Whether every value is in range; the error names the first that is not.
+    pub fn validate(&self) -> Result<(), Error> {
+        let positive = |value: f32| value >= 0.0;
+        if self.every == Some(0) {
+            return Err(Error::argument("every", 0, "None or at least 1"));
+        }
+        if self.suffix.as_ref().is_some_and(String::is_empty) {
+            return Err(Error::argument("suffix", "an empty text", "None or a text of at least one character"));
+        }
+        for (name, value, good, expected) in [
+            ("entropy", self.entropy, positive(self.entropy), "a number ≥ 0"),
+            ("variance", self.variance, positive(self.variance), "a number ≥ 0"),
+            ("alpha", self.alpha, self.alpha > 0.0 && self.alpha <= 1.0, "a number in (0, 1]"),
+            ("confidence", self.confidence, (0.0..=1.0).contains(&self.confidence), "a number from 0 to 1"),
+        ] {
+            if !good {
+                return Err(Error::argument(name, value, expected));
+            }
+        }
+        if self.answer_tokens == 0 || self.answer_tokens > 256 {
+            return Err(Error::argument("answer_tokens", self.answer_tokens, "1 to 256"));
+        }
+        Ok(())
+    }
+}
+
 /// How much thinking a request wants and how it is ended.
 ///
 /// `budget` counts the tokens of all thinking spans, those of a span that is open in the prompt included, markers not.
@@ -47,6 +119,8 @@ pub struct Policy {
     pub ban_words: Vec<String>,
     /// Whether thinking that goes round in circles is ended.
     pub loop_guard: bool,
+    /// Looks ahead that end thinking early.
+    pub probe: Option<Probe>,
     /// What becomes of a second thinking span.
     pub reentry: Reentry,
     /// The text that opens a span; `None` takes the model's own, or with `end` given the first generated token.
@@ -71,6 +145,7 @@ impl Default for Policy {
             ban: Vec::new(),
             ban_words: Vec::new(),
             loop_guard: true,
+            probe: None,
             reentry: Reentry::Rearm,
             start: None,
             end: None,
@@ -101,7 +176,7 @@ impl Policy {
         if self.start.is_some() && self.end.is_none() {
             return Err(Error::argument("end", "None", "a text, as start is given"));
         }
-        Ok(())
+        self.probe.as_ref().map_or(Ok(()), Probe::validate)
     }
 
     /// Budget and grace under the cap.

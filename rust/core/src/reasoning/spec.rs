@@ -23,18 +23,22 @@ pub struct Wishes {
     pub header: Option<String>,
     /// What is written before that.
     pub message: String,
+    /// What a look ahead reads behind the text.
+    pub probe: String,
 }
 
 impl Wishes {
     /// What `policy` asks for, with `pair` as the model's own markers; `None` when neither names any.
     pub fn of(pair: Option<&Pair>, policy: &Policy) -> Option<Wishes> {
         let message = |default: &str| policy.message.clone().unwrap_or_else(|| default.to_owned());
+        let probe = |default: String| policy.probe.as_ref().and_then(|probe| probe.suffix.clone()).unwrap_or(default);
         let known = |pair: &Pair| Wishes {
             start: Some(pair.start.to_owned()),
             end: pair.end.to_owned(),
             close: pair.close.to_owned(),
             header: pair.header.map(str::to_owned),
             message: message(MESSAGE),
+            probe: probe(format!("\n{}The final answer is: ", pair.close)),
         };
         let Some(end) = &policy.end else { return pair.map(known) };
         if let Some(pair) = PAIRS.iter().find(|pair| pair.end == end && Some(pair.start) == policy.start.as_deref()) {
@@ -42,7 +46,9 @@ impl Wishes {
         }
         let default = if policy.start.is_some() { MESSAGE } else { "\n" };
         let (start, message) = (policy.start.clone(), message(default));
-        Some(Wishes { start, end: end.clone(), close: end.clone(), header: None, message })
+        let probe =
+            probe(if start.is_some() { format!("\n{end}\n\nThe final answer is: ") } else { format!("\n{end}") });
+        Some(Wishes { start, end: end.clone(), close: end.clone(), header: None, message, probe })
     }
 }
 
@@ -58,6 +64,7 @@ pub struct ThinkSpec {
     message: usize,
     eos: Vec<u32>,
     at_once: bool,
+    probe: Vec<u32>,
 }
 
 impl ThinkSpec {
@@ -81,6 +88,7 @@ impl ThinkSpec {
             message: 0,
             eos: eos.to_vec(),
             at_once: wishes.start.is_none(),
+            probe: encode(&wishes.probe)?,
         };
         let mut named = vec![(Role::End, wishes.end.as_str())];
         named.extend(wishes.start.as_deref().map(|start| (Role::Start, start)));
@@ -156,7 +164,8 @@ impl ThinkSpec {
             return Err(Error::argument("forced_close", format!("{forced_close:?}"), "tokens that hold an end marker"));
         };
         let markers: Vec<Marker> = markers.iter().map(|(role, ids)| Marker::of_ids(*role, ids)).collect();
-        let mut spec = ThinkSpec { lexicon, markers, rests: Vec::new(), forced_close, message, eos, at_once };
+        let probe = forced_close.clone();
+        let mut spec = ThinkSpec { lexicon, markers, rests: Vec::new(), forced_close, message, eos, at_once, probe };
         spec.rests = spec.rests("", &mut |_| Ok(Vec::new()))?;
         Ok(spec)
     }
@@ -232,6 +241,11 @@ impl ThinkSpec {
     /// Tokens that end an answer.
     pub fn eos(&self) -> &[u32] {
         &self.eos
+    }
+
+    /// What a look ahead reads behind the text.
+    pub fn probe(&self) -> &[u32] {
+        &self.probe
     }
 
     /// Whether the first generated token is thinking.

@@ -303,6 +303,7 @@ fn text_spec(start: Option<&str>) -> Arc<ThinkSpec> {
         close: "</think>".to_owned(),
         header: None,
         message: ". ".to_owned(),
+        probe: "</think>".to_owned(),
     };
     Arc::new(ThinkSpec::build(lexicon, &wishes, &[], &mut encode).unwrap())
 }
@@ -503,4 +504,29 @@ fn wrong_specifications_name_what_is_wrong() {
     let spec = spec(&[1], &[10], &[10]);
     let policy = Policy { ban: vec![10], ..Policy::default() };
     assert!(Controller::new(spec, Some(&policy), &[], 10).unwrap_err().to_string().starts_with("ban: got token 10"));
+}
+
+#[test]
+fn looks_are_due_behind_paragraphs_or_every_so_many_tokens() {
+    let lexicon = Arc::new(Lexicon::new([&b"a"[..], b"\n", b".\n\n", b"<", b">", b" "]));
+    let markers = [(Role::Start, vec![3]), (Role::End, vec![4])];
+    let spec = Arc::new(ThinkSpec::of_ids(lexicon, &markers, vec![4], vec![], false).unwrap());
+    let due = |every, min_think| {
+        let probe = Some(Probe { every, most: 3, ..Probe::default() });
+        let policy = Policy { probe, min_think, ..Policy::default() };
+        let mut controller = Controller::new(Arc::clone(&spec), Some(&policy), &[3], NEVER).unwrap();
+        let mut due = Vec::new();
+        for (index, token) in [1, 0, 2, 1, 0, 1, 5, 1, 0, 0, 2, 2, 4, 2].into_iter().enumerate() {
+            controller.push(token);
+            if controller.probe_due() {
+                due.push(index);
+                controller.probed();
+                assert!(!controller.probe_due(), "one look at a place");
+            }
+        }
+        due
+    };
+    assert_eq!(due(None, 0), [2, 7, 10]);
+    assert_eq!(due(None, 6), [7, 10, 11]);
+    assert_eq!(due(Some(4), 0), [3, 7, 11]);
 }
