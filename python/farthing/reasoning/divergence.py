@@ -314,6 +314,13 @@ class _Panel:
         room = self.room if self.room is not None else _empty(len(states), len(head), states.dtype)
         return torch.mm(states, head.t(), out=room[: len(states)])
 
+    def back(self, slopes: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
+        """``slopes · head``: (r, V), (V, H) into ``out`` (r, H)."""
+        if self.linear is not None:
+            out.copy_(self.linear(slopes, head.t(), None, "none", [], ""))
+        else:
+            torch.mm(slopes, head, out=out)
+
 
 class _Figures:
     """Rows of figures, in the order of the rows that have weight."""
@@ -403,7 +410,7 @@ class _Linear(torch.autograd.Function):
                 pass
             elif dense:
                 if of_hidden is not None:
-                    torch.mm(z, head, out=of_hidden[rows])
+                    panel.back(z, head, of_hidden[rows])
                 if of_weight is not None:
                     of_weight.add(z, states[rows])
                 if of_bias is not None:
