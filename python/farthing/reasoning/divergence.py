@@ -302,7 +302,7 @@ class _Panel:
     """
 
     def __init__(self, rows: int, tokens: int, dtype: torch.dtype) -> None:
-        onednn = dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        onednn = dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         self.linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if onednn else None
         self.room = None if self.linear else _empty(rows, tokens, dtype)
 
@@ -510,14 +510,14 @@ class _WeightGradient:
         tokens = slopes.shape[1]
         if slopes.dtype == self.dtype and (self.single or self.dtype == self.wide):
             if self.total is None:
-                self.total = _empty(*self.weight.shape, self.dtype)
+                self.total = _empty(len(self.weight), self.weight.shape[1], self.dtype)
                 self.total[tokens:].zero_()
                 torch.mm(slopes.t(), states, out=self.total[:tokens])
             else:
                 self.total[:tokens].addmm_(slopes.t(), states)
             return
         if self.total is None:
-            self.total = _empty(*self.weight.shape, self.wide).zero_()
+            self.total = _empty(len(self.weight), self.weight.shape[1], self.wide).zero_()
         states = states.to(self.wide)
         for start in range(0, tokens, _TILE):
             tile = slice(start, min(start + _TILE, tokens))
