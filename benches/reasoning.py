@@ -36,6 +36,10 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("FARTHING_DATA", ROOT.parent / "shared" / "data"))
 MODEL = "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"
 BLOCK = 80
+# The model reasons in plain text, so its thinking begins at once and ends where it opens the answer's box.
+END = "\\boxed{"
+MESSAGE = "\n\nFinal answer: "
+RESERVE = 16
 BOX = "Put the final answer in \\boxed{}."
 # Concise prompts that were tried, on training items.
 WORDINGS = {
@@ -122,11 +126,35 @@ def counted(item: Item, grade: Grade, text: str, written: int, probes: int, trun
     return Answer(item.id, 0, item.level, grade.outcome, grade.error, truncated, text, 0, 0, written, 0, probes, 0.0)
 
 
-TEST = {"no control": Way(PLAIN), "concise prompt": Way(CONCISE)}
-TRAIN = {"no control": Way(PLAIN)} | {name: Way(text) for name, text in WORDINGS.items()}
+def capped(instruction: str, budget: int) -> Way:
+    """A hard cap: the answer's box is dictated as soon as so many tokens have been written."""
+    policy = ft.reasoning.Policy(end=END, message=MESSAGE, ramp=None, loop_guard=False, answer_reserve=RESERVE)
+    return Way(instruction, {"thinking_budget": budget, "thinking": policy})
+
+
+def soft(instruction: str, budget: int) -> Way:
+    """A soft budget: behind it, the end of a sentence is awaited; what ends without a box gets one."""
+    policy = ft.reasoning.Policy(end=END, message=MESSAGE, budget=budget, grace=24, answer_reserve=RESERVE)
+    return Way(instruction, {"thinking": policy})
+
+
+# Chosen on training items: of 200, 240 and none the shortest that lost nothing there.
+BUDGET = 240
+TEST = {
+    "no control": Way(PLAIN),
+    "concise prompt": Way(CONCISE),
+    f"concise prompt, soft budget {BUDGET}": soft(CONCISE, BUDGET),
+    **{f"hard cap {budget}": capped(PLAIN, budget) for budget in (120, 200, 280)},
+    **{f"soft budget {budget}": soft(PLAIN, budget) for budget in (120, 200, 280)},
+}
+TRAIN = (
+    {"no control": Way(PLAIN)}
+    | {name: Way(text) for name, text in WORDINGS.items()}
+    | {f"short lines, soft budget {budget}": soft(CONCISE, budget) for budget in (200, 240, 280, 320)}
+)
 # Computation by difficulty: two curves of accuracy against tokens, both lossy.
 DIFFICULTY = (
-    TEST
+    {"concise prompt": Way(CONCISE)}
     | {f"levels, {agree} agree": Levels(CONCISE, agree=agree) for agree in (1, 2, 3)}
     | {f"{count} samples": Samples(CONCISE, samples=count) for count in (3, 5, 9)}
     | {f"9 samples, posterior {agree}": Samples(CONCISE, samples=9, agree=agree) for agree in (0.8, 0.95)}

@@ -18,7 +18,7 @@ import pytest
 import tiny
 from conftest import DATA
 from efforts import BRIEF, EFFORTS, MAX_TOKENS, OWN, REAL, ROOM, Case, levels
-from farthing.reasoning import EffortPlan, resolve_effort
+from farthing.reasoning import EffortPlan, Policy, resolve_effort
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
@@ -214,6 +214,37 @@ def test_chat_takes_the_effort(switched: ft.LLM) -> None:
     with pytest.raises(ValueError, match=r"thinking=True with effort='none'"):
         switched.chat(messages, params, thinking=True)
     assert switched.chat(messages, params, thinking=False)[0].effort == plan
+
+
+def test_chat_keeps_to_the_budget(models: Callable[[str], ft.LLM]) -> None:
+    """What the plan says is what the engine does; a random model would think to the end."""
+    messages = [{"role": "user", "content": "Hello"}]
+    llm = models(next(case.source or "" for case in OWN if case.name == "always"))
+    spent = {}
+    for effort in ("none", "minimal", "low", "max"):
+        (answer,) = llm.chat(messages, ft.SamplingParams(max_tokens=512, effort=effort, temperature=1.0, seed=3))
+        assert answer.effort is not None
+        spent[effort] = answer.ledger.thinking_tokens
+        assert answer.effort.budget == {"none": 0, "minimal": 16, "low": 32, "max": 204}[effort]
+        assert spent[effort] <= answer.effort.budget
+        assert answer.text
+        (same,) = llm.chat(messages, ft.SamplingParams(max_tokens=512, effort=answer.effort, temperature=1.0, seed=3))
+        assert same.token_ids == answer.token_ids, "a plan made before is the same wish"
+    assert spent["none"] == 0 < spent["low"]
+    # One's own budget goes first.
+    (answer,) = llm.chat(messages, ft.SamplingParams(max_tokens=512, effort="max", thinking_budget=5, seed=3))
+    assert answer.effort is not None
+    assert (answer.effort.budget, answer.ledger.thinking_tokens) == (5, 5)
+
+
+def test_markers_of_ones_own_make_a_plain_model_think(models: Callable[[str], ft.LLM]) -> None:
+    llm = models(next(case.source or "" for case in OWN if case.name == "plain"))
+    policy = Policy(end="####", ramp=None, loop_guard=False)
+    messages = [{"role": "user", "content": "Hello"}]
+    (answer,) = llm.chat(messages, ft.SamplingParams(max_tokens=512, effort="low", thinking=policy, seed=3))
+    assert answer.effort is not None
+    assert answer.effort.budget == 32
+    assert answer.ledger.thinking_tokens <= 32
 
 
 def test_raw_text_has_no_effort(switched: ft.LLM) -> None:

@@ -492,6 +492,34 @@ def test_the_concise_prompt_and_models_without_a_chat_format(grader: ft.reasonin
     assert found.accuracy == 1
 
 
+def test_an_answer_whose_box_ends_the_thinking_is_graded_whole(grader: ft.reasoning.Grader) -> None:
+    @dataclass
+    class Spelled(Scripted):
+        tokenizer: Any = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.tokenizer = self
+
+        def decode(self, token_ids: list[int]) -> str:
+            return f"\\boxed{{{token_ids[0]}}}"
+
+        def stream(self, prompt: Any, params: ft.SamplingParams) -> Any:
+            done = super().stream(prompt, params)
+            done.completion = replace(done.completion, token_ids=[18], thinking_stop="budget")
+            return done
+
+    def outcome(**options: Any) -> tuple[str, str, dict[str, int]]:
+        params = ft.SamplingParams(thinking=ft.reasoning.Policy(**options))
+        llm: Any = Spelled({"first": ["17}"]})
+        found = ft.reasoning.evaluate(llm, [ITEM], params, grader=grader)
+        return found.answers[0].outcome, found.answers[0].text, found.thinking_stops
+
+    assert outcome(end="\\boxed{") == ("right", "\\boxed{18}", {"budget": 1})
+    # Between markers thinking is no part of the answer.
+    assert outcome(start="<think>", end="</think>", budget=9)[:2] == ("wrong", "17}")
+
+
 def test_bad_arguments_of_evaluate(grader: ft.reasoning.Grader) -> None:
     llm: Any = Scripted({"first": ["Answer: 18"]})
     with pytest.raises(ValueError, match="items: got none"):

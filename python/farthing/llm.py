@@ -20,6 +20,7 @@ from .explanation import Explanation
 from .ledger import EngineLedger, from_core
 from .names import locate
 from .reasoning.effort import EffortPlan, resolve_effort
+from .reasoning.policy import Policy
 from .sampling import SamplingParams, integer, number
 from .sizes import byte_count
 from .tokenizer import Tokenizer
@@ -267,7 +268,10 @@ class LLM:
                 plan = self._plan(plan.effort, params, left)
                 prompt = self._render(messages, plan, variables)
         if plan.budget is not None and params.thinking_budget is None:
-            params = replace(params, thinking_budget=plan.budget)
+            policy = params.thinking
+            if plan.effort == "none" and policy is None:  # nothing was thought: nothing is handed over
+                policy = Policy(message="", ramp=None, loop_guard=False)
+            params = replace(params, thinking_budget=plan.budget, thinking=policy)
         return _Request(prompt, params, plan)
 
     def _plan(self, effort: str, params: SamplingParams, context_left: int) -> EffortPlan:
@@ -277,6 +281,8 @@ class LLM:
             max_tokens=params.max_tokens,
             context_left=context_left,
             thinking_budget=params.thinking_budget,
+            # Markers of one's own say that the model is made to think between them.
+            thinks=True if params.thinking is not None and params.thinking.end is not None else None,
         )
 
     def _render(self, messages: Conversation, plan: EffortPlan, variables: Mapping[str, Any]) -> str:

@@ -112,14 +112,20 @@ def answers(
     prompts = {item.id: _prompt(llm, question(item, instruction)) for item in items}
     # All at once: the engine batches them, and a stream that is dropped cancels its request.
     streams = deque(llm.stream(prompts[item.id], variants[sample]) for item, sample in requests)
-    graded: deque[tuple[Item, int, Completion, Future[Grade]]] = deque()
+    graded: deque[tuple[Item, int, Completion, str, Future[Grade]]] = deque()
     for item, sample in requests:
         completion = streams.popleft().completion
-        text = completion.text
+        text = _text(llm, completion, params)
         graded.append(
-            (item, sample, completion, grader.grade(item.answer, text, truncated=completion.finish_reason == "length"))
+            (
+                item,
+                sample,
+                completion,
+                text,
+                grader.grade(item.answer, text, truncated=completion.finish_reason == "length"),
+            )
         )
-        while graded and graded[0][3].done():
+        while graded and graded[0][-1].done():
             yield _answer(*graded.popleft())
     while graded:
         yield _answer(*graded.popleft())
@@ -139,7 +145,15 @@ def _prompt(llm: LLM, text: str) -> Any:
     return [{"role": "user", "content": text}] if llm.has_chat_template else f"{text}\n\nSolution:"
 
 
-def _answer(item: Item, sample: int, completion: Completion, grade: Future[Grade]) -> Answer:
+def _text(llm: LLM, completion: Completion, params: SamplingParams) -> str:
+    """What is graded: the answer, or all of it where thinking begins at once: its end marker opens the answer's box."""
+    policy = params.thinking
+    if policy is not None and policy.end is not None and policy.start is None:
+        return llm.tokenizer.decode(completion.token_ids)
+    return completion.text
+
+
+def _answer(item: Item, sample: int, completion: Completion, text: str, grade: Future[Grade]) -> Answer:
     ledger, verdict = completion.ledger, grade.result()
     return Answer(
         item=item.id,
@@ -148,11 +162,12 @@ def _answer(item: Item, sample: int, completion: Completion, grade: Future[Grade
         outcome=verdict.outcome,
         error=verdict.error,
         truncated=completion.finish_reason == "length",
-        text=completion.text,
+        text=text,
         prompt_tokens=ledger.prompt_tokens,
         thinking_tokens=ledger.thinking_tokens,
         answer_tokens=ledger.answer_tokens,
         forced_tokens=ledger.forced_tokens,
         probe_tokens=ledger.probe_tokens,
         cpu_seconds=ledger.cpu_seconds,
+        thinking_stop=completion.thinking_stop,
     )

@@ -60,6 +60,10 @@ def truncation_levels(
     first levels, hard ones run on to the last or until the model ends by itself. Pages of the prompt and of what was
     written are reused from level to level; probes and their forced text are counted as tokens.
 
+    It is for models that go on thinking when they know the answer. Where the last step is what gives the answer, as in
+    a small model's short solutions, probes meet confident intermediate results: accuracy falls before tokens do
+    (``python -m benches.reasoning difficulty`` draws the curve).
+
     Args:
         llm: the model, with a chat template.
         conversations: one for each problem; a level's continuations are batched.

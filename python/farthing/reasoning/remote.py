@@ -41,8 +41,8 @@ def two_phase(
     """Bounds the thinking of a server that only completes text, as Qwen documents it for its models.
 
     The first request writes at most ``thinking_budget`` tokens, or up to the end marker; the second one continues
-    behind the marker, after a sentence that hands over if the thinking was cut. It costs a second prompt, most of which the
-    server has in its cache. farthing's own engine, `farthing.hf.ThinkingLogitsProcessor` and
+    behind the marker, after a sentence that hands over if the thinking was cut. It costs a second prompt, most of which
+    the server has in its cache. farthing's own engine, `farthing.hf.ThinkingLogitsProcessor` and
     `farthing.vllm.thinking_processor` need no second request and end thinking more gently.
 
     Args:

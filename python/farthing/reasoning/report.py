@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -34,6 +35,7 @@ class Answer:
         truncated: the answer was cut off by ``max_tokens`` or the context.
         text: the answer.
         prompt_tokens, thinking_tokens, answer_tokens, forced_tokens, probe_tokens, cpu_seconds: from its ledger.
+        thinking_stop: why thinking ended, as `Completion` says.
     """
 
     item: str
@@ -49,6 +51,7 @@ class Answer:
     forced_tokens: int
     probe_tokens: int
     cpu_seconds: float
+    thinking_stop: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -123,6 +126,11 @@ class Report:
         return sum(answer.truncated for answer in self.answers)
 
     @property
+    def thinking_stops(self) -> dict[str, int]:
+        """Why thinking ended, where there was any, the most frequent reason first."""
+        return dict(Counter(answer.thinking_stop for answer in self.answers if answer.thinking_stop).most_common())
+
+    @property
     def mean_tokens(self) -> float:
         """Tokens an answer, probes and forced text included."""
         return fmean(answer.tokens for answer in self.answers)
@@ -170,6 +178,7 @@ class Report:
             "interval": [low, high],
             "outcomes": self.outcomes,
             "truncated": self.truncated,
+            "thinking_stops": self.thinking_stops,
             "mean_tokens": self.mean_tokens,
             "median_tokens": self.median_tokens,
             "accuracy_per_1k": self.accuracy_per_1k,
@@ -221,6 +230,7 @@ class Report:
             ("accuracy", f"{self.accuracy:.1%} ± {self.standard_error:.1%} (95 %: {low:.1%} to {high:.1%})"),
             *((word, str(outcomes[word])) for word in ("unanswered", "failed") if outcomes[word]),
             *([("cut off", str(self.truncated))] if self.truncated else []),
+            *((f"thinking ended: {reason}", str(count)) for reason, count in self.thinking_stops.items()),
             ("tokens", f"{self.mean_tokens:.1f} mean, {self.median_tokens:g} median"),
             *((f"of them {part}", f"{mean:.1f}") for part, mean in means.items() if mean and part != "answer"),
             ("right per 1k tokens", f"{self.accuracy_per_1k:.2f}"),
