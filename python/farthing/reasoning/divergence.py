@@ -302,7 +302,7 @@ class _Panel:
     """
 
     def __init__(self, rows: int, tokens: int, dtype: torch.dtype) -> None:
-        onednn = dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        onednn = dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         self.linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if onednn else None
         self.room = None if self.linear else _empty(rows, tokens, dtype)
 
@@ -313,6 +313,13 @@ class _Panel:
             return made
         room = self.room if self.room is not None else _empty(len(states), len(head), states.dtype)
         return torch.mm(states, head.t(), out=room[: len(states)])
+
+    def back(self, slopes: torch.Tensor, head: torch.Tensor, out: torch.Tensor) -> None:
+        """``slopes · head``: (r, V), (V, H) into ``out`` (r, H)."""
+        if self.linear is not None:
+            out.copy_(self.linear(slopes, head.t(), None, "none", [], ""))
+        else:
+            torch.mm(slopes, head, out=out)
 
 
 class _Figures:
@@ -403,7 +410,7 @@ class _Linear(torch.autograd.Function):
                 pass
             elif dense:
                 if of_hidden is not None:
-                    torch.mm(z, head, out=of_hidden[rows])
+                    panel.back(z, head, of_hidden[rows])
                 if of_weight is not None:
                     of_weight.add(z, states[rows])
                 if of_bias is not None:
@@ -503,14 +510,14 @@ class _WeightGradient:
         tokens = slopes.shape[1]
         if slopes.dtype == self.dtype and (self.single or self.dtype == self.wide):
             if self.total is None:
-                self.total = _empty(*self.weight.shape, self.dtype)
+                self.total = _empty(len(self.weight), self.weight.shape[1], self.dtype)
                 self.total[tokens:].zero_()
                 torch.mm(slopes.t(), states, out=self.total[:tokens])
             else:
                 self.total[:tokens].addmm_(slopes.t(), states)
             return
         if self.total is None:
-            self.total = _empty(*self.weight.shape, self.wide).zero_()
+            self.total = _empty(len(self.weight), self.weight.shape[1], self.wide).zero_()
         states = states.to(self.wide)
         for start in range(0, tokens, _TILE):
             tile = slice(start, min(start + _TILE, tokens))
