@@ -147,8 +147,8 @@ def early_exit(instruction: str, budget: int | None = None) -> Way:
     return Way(instruction, {"thinking": policy})
 
 
-# Chosen on 150 training items, where the concise prompt alone has 62.7 % with 185 tokens: 280 gives 62.0 % with 178, 240
-# 60.0 % with 172.
+# Chosen on 150 training items, where the concise prompt alone has 62.7 % with 185 tokens: 280 gives 62.0 % with 178,
+# 240 gives 60.0 % with 172.
 BUDGET = 280
 TEST = {
     "no control": Way(PLAIN),
