@@ -52,11 +52,11 @@ fn rows_of<'a, 'py, T: Element>(object: &'a Bound<'py, PyAny>) -> Option<&'a Bou
 
 impl<'py> Rows<'py> {
     fn of(name: &str, object: &Bound<'py, PyAny>) -> PyResult<Rows<'py>> {
-        if let Some(array) = rows_of(object) {
+        if let Some(array) = rows_of::<f32>(object) {
             Ok(Rows::F32(array.try_readonly()?))
-        } else if let Some(array) = rows_of(object) {
+        } else if let Some(array) = rows_of::<u16>(object) {
             Ok(Rows::Bits(array.try_readonly()?))
-        } else if let Some(array) = rows_of(object) {
+        } else if let Some(array) = rows_of::<f64>(object) {
             Ok(Rows::F64(array.try_readonly()?))
         } else {
             Err(refused(name, object))
@@ -82,11 +82,11 @@ impl<'py> Rows<'py> {
 
 impl<'py> RowsMut<'py> {
     fn of(name: &str, object: &Bound<'py, PyAny>) -> PyResult<RowsMut<'py>> {
-        if let Some(array) = rows_of(object) {
+        if let Some(array) = rows_of::<f32>(object) {
             Ok(RowsMut::F32(array.try_readwrite()?))
-        } else if let Some(array) = rows_of(object) {
+        } else if let Some(array) = rows_of::<u16>(object) {
             Ok(RowsMut::Bits(array.try_readwrite()?))
-        } else if let Some(array) = rows_of(object) {
+        } else if let Some(array) = rows_of::<f64>(object) {
             Ok(RowsMut::F64(array.try_readwrite()?))
         } else {
             Err(refused(name, object))
