@@ -245,10 +245,11 @@ impl Probe<'_> {
             }
         } else if prints && words.len() < 2 {
             let levels = if trusted.is_empty() { &USUAL[..] } else { trusted };
-            levels.iter().for_each(|level| add(&mut words, *level, level.name()));
+            for level in levels {
+                add(&mut words, *level, level.name());
+            }
         }
-        let texts: Vec<Option<String>> =
-            words.iter().map(|(_, word)| word.as_deref().and_then(|word| rendered(word))).collect();
+        let texts: Vec<Option<String>> = words.iter().map(|(_, word)| word.as_deref().and_then(&rendered)).collect();
         if !texts.contains(&unset) && unset.is_some() {
             // Leaving the variable out is a level of its own, between those that the template names.
             match words.as_slice() {
