@@ -513,7 +513,7 @@ fn looks_are_due_behind_paragraphs_or_every_so_many_tokens() {
     let spec = Arc::new(ThinkSpec::of_ids(lexicon, &markers, vec![4], vec![], false).unwrap());
     let due = |every, min_think| {
         let probe = Some(Probe { every, most: 3, ..Probe::default() });
-        let policy = Policy { probe, min_think, ..Policy::default() };
+        let policy = Policy { min_think, probe, ..Policy::default() };
         let mut controller = Controller::new(Arc::clone(&spec), Some(&policy), &[3], NEVER).unwrap();
         let mut due = Vec::new();
         for (index, token) in [1, 0, 2, 1, 0, 1, 5, 1, 0, 0, 2, 2, 4, 2].into_iter().enumerate() {
