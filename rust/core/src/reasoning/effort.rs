@@ -5,7 +5,7 @@ use super::families::Dialect;
 use crate::error::Error;
 use serde_json::{Map, Value, json};
 
-/// How much a model is to think, from nothing to everything: the names of mistral-common, vLLM and `OpenAI`.
+/// How much a model is to think, from nothing to everything: the names that mistral-common and vLLM use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Effort {
     /// Not at all.
